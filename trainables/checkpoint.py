@@ -1,0 +1,127 @@
+"""Checkpoints: a folder of weights, optimizer state and readable JSON, written atomically and loaded safely.
+
+    FOLDER/checkpoint.json   format, settings, class names, epoch, metrics: for people and for `load_checkpoint`
+    FOLDER/weights.pt        the network's state dict
+    FOLDER/optimizer.pt      what only going on with training needs
+"""
+
+import dataclasses
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from trainables.errors import UserError
+from trainables.optim import make_optimizer
+from trainables.resnet import ResNet18
+from trainables.settings import TrialSettings
+from trainables.train import EpochMetrics, TrainingState, resolve_device
+
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, truncated, or of another network or format."""
+
+
+def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
+    """Write a checkpoint. Each file appears whole or not at all, and checkpoint.json last.
+
+    Args:
+        folder: made if it does not exist.
+        state: what :func:`trainables.train.train` yields.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("weights.pt", state.model.state_dict()), ("optimizer.pt", state.optimizer.state_dict())):
+        torch.save(content, folder / f".{name}")
+        os.replace(folder / f".{name}", folder / name)
+    about = {
+        "format": FORMAT,
+        "epoch": state.epoch,
+        "settings": state.settings.model_dump(),
+        "class_names": state.class_names,
+        "metrics": dataclasses.asdict(state.metrics) if state.metrics else None,
+    }
+    (folder / ".checkpoint.json").write_text(json.dumps(about, indent=1))
+    os.replace(folder / ".checkpoint.json", folder / "checkpoint.json")
+
+
+def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
+    """Load a checkpoint for going on with training.
+
+    Raises:
+        CheckpointError: if it cannot be used; the message says why.
+        DeviceError: if the machine does not have the device.
+    """
+    folder = Path(folder)
+    about = _read_about(folder)
+    model = _load_model(folder, about, device)
+    optimizer = make_optimizer(model, about["settings"])
+    try:
+        optimizer.load_state_dict(_load_tensors(folder / "optimizer.pt", device))
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'optimizer.pt'}: does not fit the network ({error})") from error
+    metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
+    return TrainingState(about["settings"], about["class_names"], model, optimizer, about["epoch"], metrics)
+
+
+def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict[str, Any]]:
+    """Load a checkpoint's network, in eval mode, and what checkpoint.json says.
+
+    Returns:
+        The network, and a dict with ``epoch`` (int), ``settings`` (TrialSettings), ``class_names`` (tuple of str) and
+        ``metrics`` (dict or None).
+
+    Raises:
+        CheckpointError: if it cannot be used; the message says why.
+        DeviceError: if the machine does not have the device.
+    """
+    about = _read_about(Path(folder))
+    return _load_model(Path(folder), about, device).eval(), about
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    file = folder / "checkpoint.json"
+    try:
+        about: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no checkpoint here (checkpoint.json is missing)") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise CheckpointError(f"{file}: checkpoint format {found!r}, but this version reads format {FORMAT}")
+    try:
+        about["settings"] = TrialSettings(**about["settings"])
+        about["class_names"] = tuple(str(name) for name in about["class_names"])
+        about["epoch"] = int(about["epoch"])
+        about["metrics"] = dict(about["metrics"]) if about["metrics"] else None
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise CheckpointError(f"{file}: written by another version of this project ({error})") from error
+    return about
+
+
+def _load_tensors(file: Path, device: str) -> Any:
+    try:
+        return torch.load(file, map_location=resolve_device(device), weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file}: truncated or not a checkpoint ({reason})") from error
+
+
+def _load_model(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
+    settings: TrialSettings = about["settings"]
+    model = ResNet18(len(about["class_names"]), settings.width, settings.dropout)
+    try:
+        model.load_state_dict(_load_tensors(folder / "weights.pt", device))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / 'weights.pt'}: of another network than checkpoint.json describes "
+            f"(ResNet-18, width {settings.width}, {len(about['class_names'])} classes)"
+        ) from error
+    return model.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,212 @@
+"""shapes100: a procedural data set of 100 classes whose object masks are exact.
+
+A class is one of 20 shapes (the superclass) filled with one of 5 patterns. Colours, size, position, rotation, the
+textured background and a distractor blob are chance and tell nothing of the class. The idea of a data set in which one
+knows where the evidence lies is that of BAM (Yang & Kim, 2019).
+
+Only additions, products, quotients, square roots and comparisons are applied to pixels, and the angles are rounded to
+1/4096, so that every machine draws the same images.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float32]
+
+SIZE = 32
+BLOCK = 500  # images drawn at once; a block depends on the seed, the split and its own number only
+TRAIN_SIZE, TEST_SIZE = 50_000, 10_000  # as in CIFAR-100
+PATTERNS = ("solid", "rows", "columns", "checks", "rings")
+_SPLITS = {"train": 0, "test": 1}
+
+
+def _box(x: Floats, y: Floats, half_x: float, half_y: float, at_x: float = 0.0, at_y: float = 0.0) -> Floats:
+    return np.maximum(np.abs(x - at_x) - half_x, np.abs(y - at_y) - half_y)
+
+
+def _disc(x: Floats, y: Floats, radius: float, at_x: float = 0.0, at_y: float = 0.0) -> Floats:
+    return np.sqrt((x - at_x) ** 2 + (y - at_y) ** 2) - radius
+
+
+def _convex(x: Floats, y: Floats, *planes: tuple[float, float, float]) -> Floats:
+    """Intersection of half planes a x + b y <= c, with unit normals (a, b)."""
+    out = planes[0][0] * x + planes[0][1] * y - planes[0][2]
+    for a, b, c in planes[1:]:
+        out = np.maximum(out, a * x + b * y - c)
+    return out
+
+
+def _star(x: Floats, y: Floats) -> Floats:
+    # The five-pointed star is the set of points that lie outside at most one of the pentagon's five lines.
+    normals = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), (-0.951, 0.309))
+    distances = np.sort(np.stack([a * x + b * y - 0.36 for a, b in normals]), axis=0)
+    return np.maximum(distances[-2], _disc(x, y, 1.15))
+
+
+def _flower(x: Floats, y: Floats) -> Floats:
+    r = np.sqrt(x * x + y * y) + np.float32(1e-6)
+    c = x / r
+    return r - (0.7 + 0.3 * (16 * c**5 - 20 * c**3 + 5 * c))  # cos 5t in powers of cos t
+
+
+def _heart(x: Floats, y: Floats) -> Floats:
+    lobes = np.minimum(_disc(x, y, 0.5, -0.45, -0.35), _disc(x, y, 0.5, 0.45, -0.35))
+    return np.minimum(lobes, _convex(x, y, (0.74, 0.67, 0.6), (-0.74, 0.67, 0.6), (0.0, -1.0, 0.2)))
+
+
+def _drop(x: Floats, y: Floats) -> Floats:
+    return np.minimum(_disc(x, y, 0.6, 0.0, 0.35), _convex(x, y, (0.87, -0.5, 0.43), (-0.87, -0.5, 0.43), (0, 1, 0.1)))
+
+
+def _arrow(x: Floats, y: Floats) -> Floats:
+    head = _convex(x, y, (0.707, -0.707, 0.707), (-0.707, -0.707, 0.707), (0, 1, 0.0))
+    return np.minimum(head, _box(x, y, 0.3, 0.5, 0.0, 0.45))
+
+
+# Each gives, for coordinates in units of the object's radius (x to the right, y down), the distance to the outline in
+# the same units, negative inside.
+SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "arrow": _arrow,
+    "circle": lambda x, y: _disc(x, y, 0.92),
+    "crescent": lambda x, y: np.maximum(_disc(x, y, 1.0), -_disc(x, y, 0.78, 0.5, 0.0)),
+    "diamond": lambda x, y: (np.abs(x) * 0.8 + np.abs(y) * 0.6) - 0.62,
+    "drop": _drop,
+    "flower": _flower,
+    "frame": lambda x, y: np.maximum(_box(x, y, 0.85, 0.85), -_box(x, y, 0.42, 0.42)),
+    "half_disc": lambda x, y: np.maximum(_disc(x, y, 1.0, 0.0, 0.4), y - 0.4),
+    "heart": _heart,
+    "hourglass": lambda x, y: np.maximum(np.abs(x) * 0.78 - np.abs(y) * 0.62 - 0.12, _box(x, y, 0.85, 0.9)),
+    "letter_h": lambda x, y: np.minimum(
+        np.minimum(_box(x, y, 0.28, 0.95, -0.6), _box(x, y, 0.28, 0.95, 0.6)), _box(x, y, 0.6, 0.28)
+    ),
+    "letter_l": lambda x, y: np.minimum(_box(x, y, 0.32, 0.95, -0.5), _box(x, y, 0.8, 0.32, 0.0, 0.63)),
+    "letter_t": lambda x, y: np.minimum(_box(x, y, 0.95, 0.32, 0.0, -0.63), _box(x, y, 0.32, 0.95)),
+    "plus": lambda x, y: np.minimum(_box(x, y, 0.95, 0.33), _box(x, y, 0.33, 0.95)),
+    "ring": lambda x, y: np.maximum(_disc(x, y, 1.0), -_disc(x, y, 0.48)),
+    "saltire": lambda x, y: np.minimum(
+        _box((x + y) * 0.7071, (x - y) * 0.7071, 1.05, 0.3), _box((x + y) * 0.7071, (x - y) * 0.7071, 0.3, 1.05)
+    ),
+    "square": lambda x, y: _box(x, y, 0.8, 0.8),
+    "star": _star,
+    "triangle": lambda x, y: _convex(x, y, (0.87, -0.5, 0.48), (-0.87, -0.5, 0.48), (0.0, 1.0, 0.7)),
+    "trapezoid": lambda x, y: _convex(x, y, (0.92, -0.39, 0.55), (-0.92, -0.39, 0.55), (0, 1, 0.55), (0, -1, 0.55)),
+}
+CLASS_NAMES = tuple(f"{pattern} {shape}" for shape in SHAPES for pattern in PATTERNS)
+SUPERCLASS_NAMES = tuple(SHAPES)
+SUPERCLASSES = tuple(i // len(PATTERNS) for i in range(len(CLASS_NAMES)))
+
+# Evenly spread hues at full saturation; a colour is one of them, moved towards a grey of its own.
+_HUES = np.array(
+    [[1, 0.15, 0.1], [1, 0.6, 0], [0.85, 0.85, 0], [0.1, 0.75, 0.15], [0, 0.7, 0.8], [0.1, 0.3, 1], [0.6, 0.2, 0.9]]
+    + [[1, 0.3, 0.7]],
+    dtype=np.float32,
+)
+
+
+def _smooth_noise(rng: np.random.Generator, n: int, cells: int) -> Floats:
+    """Return (n, SIZE, SIZE) values in [0, 1]: uniform noise on a coarse grid, linearly interpolated."""
+    grid = rng.random((n, cells + 1, cells + 1), dtype=np.float32)
+    position = np.arange(SIZE, dtype=np.float32) * np.float32(cells / SIZE)
+    low = position.astype(np.int64)
+    weight = position - low
+    rows = grid[:, low] * (1 - weight)[:, None] + grid[:, low + 1] * weight[:, None]
+    return rows[:, :, low] * (1 - weight) + rows[:, :, low + 1] * weight
+
+
+def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Floats:
+    return (low + (high - low) * rng.random((n, 1, 1), dtype=np.float32)).astype(np.float32)
+
+
+def _pattern_weight(x: Floats, y: Floats, pattern: int) -> Floats:
+    """Return the share of the second colour at pixel coordinates relative to the object's centre."""
+    if pattern == 0:
+        return np.zeros_like(x)
+
+    def wave(t: Floats) -> Floats:  # a triangle wave of period 5 pixels between -1 and 1: stripes without a sine
+        return np.abs((t / 5.0) % 1.0 - 0.5) * 4 - 1
+
+    if pattern == 1:
+        value = wave(y)
+    elif pattern == 2:
+        value = wave(x)
+    elif pattern == 3:
+        value = 2 * wave(x) * wave(y)
+    else:
+        value = wave(np.sqrt(x * x + y * y))
+    return np.clip(0.5 + 1.5 * value, 0.0, 1.0).astype(np.float32)
+
+
+def _draw_block(labels: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Draw one image for each label: uint8 (N, 32, 32, 3) and the object's mask, bool (N, 32, 32)."""
+    n = len(labels)
+    axis = np.arange(SIZE, dtype=np.float32) - np.float32(SIZE / 2 - 0.5)
+    column, row = axis[None, None, :], axis[None, :, None]
+
+    # Background: two muted colours mixed by coarse and fine noise.
+    muted = 0.2 + 0.6 * rng.random((2, n, 1, 1, 3), dtype=np.float32)
+    texture = 0.65 * _smooth_noise(rng, n, 4) + 0.35 * _smooth_noise(rng, n, 16)
+    images = muted[0] + (muted[1] - muted[0]) * texture[..., None]
+
+    # Distractor: a small ellipse somewhere, in a bright colour.
+    hues = rng.integers(0, len(_HUES), (2, n))
+    hues[1] = (hues[0] + 2 + hues[1] % (len(_HUES) - 3)) % len(_HUES)  # two hues that are never neighbours
+    at_x, at_y = _uniform(rng, n, -14, 14), _uniform(rng, n, -14, 14)
+    radius_x, radius_y = _uniform(rng, n, 1.5, 3.5), _uniform(rng, n, 1.5, 3.5)
+    blob = np.sqrt(((column - at_x) / radius_x) ** 2 + ((row - at_y) / radius_y) ** 2)
+    alpha = np.clip((1.2 - blob) * 2, 0.0, 1.0)[..., None]
+    blob_color = _HUES[rng.integers(0, len(_HUES), n)][:, None, None, :] * 0.85
+    images = images * (1 - alpha) + blob_color * alpha
+
+    # Object: rotated by at most about 15 degrees, wholly inside the image.
+    radius = _uniform(rng, n, 9.5, 12.5)
+    room = SIZE / 2 - radius - 0.5
+    centre_x, centre_y = _uniform(rng, n, -1, 1) * room, _uniform(rng, n, -1, 1) * room
+    sine = (np.round(_uniform(rng, n, -0.26, 0.26) * 4096) / 4096).astype(np.float32)
+    cosine = np.sqrt(1 - sine * sine)
+    x = (column - centre_x) * cosine + (row - centre_y) * sine
+    y = (row - centre_y) * cosine - (column - centre_x) * sine
+    shade = _uniform(rng, n, 0.75, 1.0)[..., None]
+    first, second = _HUES[hues[0]][:, None, None, :] * shade, _HUES[hues[1]][:, None, None, :] * shade
+    dark = (rng.random((n, 1, 1, 1), dtype=np.float32) < 0.5).astype(np.float32)
+    second = second * (0.25 + 0.2 * dark) + (1 - dark) * 0.75  # one colour light, one dark: contrast in grey too
+
+    distance = np.empty((n, SIZE, SIZE), dtype=np.float32)
+    weight = np.empty((n, SIZE, SIZE), dtype=np.float32)
+    for i, outline in enumerate(SHAPES.values()):
+        chosen = np.flatnonzero(labels // len(PATTERNS) == i)
+        distance[chosen] = outline(x[chosen] / radius[chosen], y[chosen] / radius[chosen]) * radius[chosen]
+    for i in range(len(PATTERNS)):
+        chosen = np.flatnonzero(labels % len(PATTERNS) == i)
+        weight[chosen] = _pattern_weight(x[chosen], y[chosen], i)
+    fill = first + (second - first) * weight[..., None]
+    alpha = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
+    images = images * (1 - alpha) + fill * alpha
+    images += 0.04 * (rng.random(images.shape, dtype=np.float32) - 0.5)  # sensor noise
+    return (np.clip(images, 0.0, 1.0) * 255 + 0.5).astype(np.uint8), distance < 0
+
+
+def draw_shapes(
+    num_images: int, split: str, seed: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw the first images of shapes100. Image i has class i mod 100, so every prefix of whole hundreds is balanced.
+
+    Args:
+        num_images: how many.
+        split: "train" or "test"; they are drawn independently.
+        seed: same seed, same images.
+
+    Returns:
+        images uint8 (N, 32, 32, 3), labels int64 (N,), masks bool (N, 32, 32): True on the object.
+    """
+    labels = np.arange(num_images, dtype=np.int64) % len(CLASS_NAMES)
+    images = np.empty((num_images, SIZE, SIZE, 3), dtype=np.uint8)
+    masks = np.empty((num_images, SIZE, SIZE), dtype=np.bool_)
+    for block, start in enumerate(range(0, num_images, BLOCK)):
+        rng = np.random.default_rng([seed, _SPLITS[split], block])
+        drawn, mask = _draw_block(np.arange(start, start + BLOCK, dtype=np.int64) % len(CLASS_NAMES), rng)
+        stop = min(start + BLOCK, num_images)
+        images[start:stop], masks[start:stop] = drawn[: stop - start], mask[: stop - start]
+    return images, labels, masks

@@ -1,0 +1,59 @@
+"""The function that Ray Tune runs: unpack, resume, report, nothing else."""
+
+import dataclasses
+import math
+import tempfile
+from typing import Any
+
+import torch
+from ray import tune
+
+from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.data import ImageData
+from trainables.settings import TrialSettings
+from trainables.train import resolve_device, train
+
+OBJECTIVE = "objective"
+
+
+def run_trial(
+    config: dict[str, Any],
+    *,
+    fixed: dict[str, Any],
+    train_data: ImageData,
+    val_data: ImageData,
+    device: str,
+    num_threads: int,
+    checkpoints: dict[str, str],
+) -> None:
+    """Train one trial, reporting metrics and a checkpoint after each epoch.
+
+    What is reported is :class:`trainables.train.EpochMetrics` and ``objective``: the validation accuracy, or 0 for a
+    trial that diverged, so that the scheduler always compares finite numbers.
+
+    Args:
+        config: ``{"trial": hyperparameters}`` as the search gives them.
+        fixed: the hyperparameters that do not vary.
+        train_data: images to train on.
+        val_data: images to validate on.
+        device: see :func:`trainables.train.resolve_device`.
+        num_threads: CPU threads of the trial.
+        checkpoints: for trials begun by an earlier attempt, the folder to go on from, by the key of their settings.
+    """
+    torch.set_num_threads(num_threads)
+    settings = TrialSettings(**{**fixed, **config["trial"]})
+    recovered = tune.get_checkpoint()
+    state = None
+    if recovered is not None:
+        with recovered.as_directory() as folder:
+            state = load_checkpoint(folder, device)
+    elif settings.key() in checkpoints:
+        state = load_checkpoint(checkpoints[settings.key()], device)
+    name = str(resolve_device(device))
+    for metrics, trained in train(settings, train_data, val_data, device=device, state=state):
+        report = dataclasses.asdict(metrics)
+        report[OBJECTIVE] = metrics.val_accuracy if math.isfinite(metrics.val_accuracy) else 0.0
+        report["device"] = torch.cuda.get_device_name() if name.startswith("cuda") else name
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(folder, trained)
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
