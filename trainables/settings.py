@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["wsd", "cosine", "constant"]
@@ -45,6 +45,12 @@ class TrialSettings(BaseModel):
     # Arithmetic and chance
     precision: Precision = Field("auto", description="auto is bf16 autocast where the hardware multiplies bf16")
     seed: int = Field(0, ge=0, lt=2**31, description="initialization, order of images, augmentation, dropout")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "TrialSettings":
+        if self.warmup_epochs > self.max_epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must not exceed max_epochs ({self.max_epochs})")
+        return self
 
     def key(self) -> str:
         """Return 8 hexadecimal digits that depend on every setting: the trial's id."""

@@ -1,0 +1,197 @@
+"""The command ``python -m study``: run, resume, status, list, presets."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from analysis.trials import STATUSES, load_trials, read_study, varied
+from study.run import ENDED, resume_study, run_study
+from study.settings import PRESETS, HYPERPARAMETERS, StudySettings, load_settings, preset_names
+from trainables.errors import UserError
+from trainables.settings import TrialSettings
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def _settings_help() -> str:
+    lines = ["settings of a study (key=value):"]
+    for name, field in StudySettings.model_fields.items():
+        default = "" if field.default is None or name in ("space", "fixed") else f" [{field.default}]"
+        lines.append(f"  {name:<18}{field.description}{default}")
+    lines += ["", "hyperparameters (space.NAME=[A,B] to vary, fixed.NAME=A to set):"]
+    for name in HYPERPARAMETERS:
+        field = TrialSettings.model_fields[name]
+        lines.append(f"  {name:<18}{field.description} [{field.default}]")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m study", description="Run studies: which training recipe wins?", formatter_class=raw
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="run a study",
+        formatter_class=raw,
+        description="Run a study: train every trial of a search space, stop the worst early, keep everything in one\n"
+        "run directory. Ctrl-C ends it cleanly; python -m study resume goes on.",
+        epilog="examples:\n"
+        "  python -m study run --preset demo\n"
+        "  python -m study run --preset cifar100 max_epochs=5 'space.lr=[0.1,0.01]' train_size=10000\n"
+        "  python -m study run --preset cifar100 --dataset folder --data-dir my-pictures\n"
+        "  python -m study run --preset cifar100 --address auto device=cuda      (on a Ray cluster)\n\n"
+        + _settings_help(),
+    )
+    run.add_argument("--preset", default="demo", metavar="NAME|FILE", help="a preset, or a YAML file like one [demo]")
+    run.add_argument("--name", help="of the run directory; by default the preset's name and a number")
+    run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run directories lie [runs]")
+    run.add_argument("--dataset", metavar="D", help="shapes100, cifar100, cifar10 or folder; short for dataset=D")
+    run.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies; short for data_dir=P")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, for example max_epochs=5")
+
+    resume = commands.add_parser("resume", help="go on with an interrupted study")
+    resume.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    for sub in (run, resume):
+        sub.add_argument("--address", default="local", metavar="A", help="a Ray cluster's address [local: this machine]")
+        sub.add_argument("--quiet", action="store_true", help="show no progress")
+
+    status = commands.add_parser("status", help="say how far a study is")
+    status.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    listing = commands.add_parser("list", help="list the runs in a directory")
+    listing.add_argument("directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="[runs]")
+    commands.add_parser("presets", help="list the presets and what they search")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    overrides = list(args.overrides)
+    if args.dataset:
+        overrides.append(f"dataset={args.dataset}")
+    if args.data_dir:
+        # As a YAML string, whatever characters the path has.
+        overrides.append(f"data_dir={yaml.safe_dump(str(args.data_dir.expanduser().absolute())).splitlines()[0]}")
+    settings = load_settings(args.preset, overrides)
+    name = args.name or _free_name(args.out, Path(args.preset).stem)
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--name {name!r}: must be a plain folder name; use --out for where it lies")
+    run = args.out / name
+    return _attempt(run, lambda: run_study(settings, run, address=args.address, show=not args.quiet))
+
+
+def _free_name(out: Path, stem: str) -> str:
+    number = 1
+    while (out / (name := stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return name
+
+
+def _attempt(run: Path, go: Callable[[], bool]) -> int:
+    try:
+        finished = go()
+    except KeyboardInterrupt:
+        finished = False
+    if not (run / "study.yaml").exists():
+        print("interrupted before the study began; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    _print_summary(run)
+    if finished:
+        print(f"\nrun directory: {run}\nnext: python -m analysis report {run}")
+        return 0
+    print(f"\ninterrupted; every finished epoch is in {run}\ngo on: python -m study resume {run}")
+    return INTERRUPTED
+
+
+def _print_summary(run: Path) -> None:
+    trials = load_trials(run)
+    counts = trials["status"].value_counts()
+    parts = [f"{counts[status]} {status}" for status in STATUSES if counts.get(status, 0)]
+    print(f"{len(trials)} trials: {', '.join(parts)}; {trials['epochs'].sum()} epochs run")
+    best = trials.loc[trials["val_accuracy"].idxmax()] if trials["val_accuracy"].notna().any() else None
+    if best is not None:
+        recipe = ", ".join(f"{name}={best[name]}" for name in varied(trials)) or "the one configuration"
+        print(
+            f"best validation accuracy {best['val_accuracy']:.4f} at epoch {best['best_epoch']}: {recipe} "
+            f"(trial {best['trial_id']}, {best['status']}, one seed)"
+        )
+    for _, row in trials[trials["status"] == "failed"].head(3).iterrows():
+        print(f"trial {row['trial_id']} failed: {row['error']}")
+
+
+def _status(args: argparse.Namespace) -> int:
+    study = read_study(args.run)
+    settings = study["settings"]
+    print(f"{study['name']}: {settings['dataset']}, {settings['search']} search, begun {study['created']}")
+    _print_summary(args.run)
+    trials = load_trials(args.run)
+    columns = ["trial_id", "status", "epochs", "best_epoch", "val_accuracy", *varied(trials), "stop_reason"]
+    with pd.option_context("display.max_rows", None, "display.width", None, "display.max_colwidth", 80):
+        print(trials[columns].fillna("").to_string(index=False))
+    over = trials["status"].isin(ENDED).all()
+    if over:
+        print(f"next: python -m analysis report {args.run}")
+    elif not (trials["status"] == "running").any():
+        print(f"go on: python -m study resume {args.run}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    if not args.directory.is_dir():
+        raise UserError(f"{args.directory}: no such directory; python -m study run makes runs/")
+    rows = []
+    for file in sorted(args.directory.glob("*/study.yaml")):
+        try:
+            study, trials = read_study(file.parent), load_trials(file.parent)
+        except UserError as error:
+            rows.append({"run": str(file.parent), "state": f"unreadable: {error}"})
+            continue
+        running, ended = (trials["status"] == "running").any(), trials["status"].isin(ENDED)
+        state = "running" if running else "finished" if ended.all() else "interrupted"
+        rows.append(
+            {
+                "run": str(file.parent),
+                "state": state,
+                "dataset": study["settings"]["dataset"],
+                "trials": f"{ended.sum()}/{len(trials)}",
+                "best val. accuracy": f"{trials['val_accuracy'].max():.4f}",
+                "begun": study["created"],
+            }
+        )
+    print(pd.DataFrame(rows).fillna("").to_string(index=False) if rows else f"no runs in {args.directory}")
+    return 0
+
+
+def _presets(_: argparse.Namespace) -> int:
+    for name in preset_names():
+        settings = load_settings(name)
+        size = settings.num_trials or settings.space_size()
+        print(f"{name}: {settings.dataset}, {size} trials of up to {settings.max_epochs} epochs ({PRESETS / name}.yaml)")
+        for parameter, values in settings.space.items():
+            print(f"    {parameter}: {values}")
+    print("next: python -m study run --preset NAME, or copy a file, change it and give its path")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 2 for what the user can mend, 130 after an interruption."""
+    args = _parser().parse_args(argv)
+    commands = {"run": _run, "status": _status, "list": _list, "presets": _presets, "resume": _resume}
+    try:
+        return commands[args.command](args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _resume(args: argparse.Namespace) -> int:
+    return _attempt(args.run, lambda: resume_study(args.run, address=args.address, show=not args.quiet))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

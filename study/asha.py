@@ -1,0 +1,76 @@
+"""ASHA that writes down its decisions and can go on from them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+from study.events import EventLog
+from trainables.tune_trial import OBJECTIVE
+
+
+def trial_name(trial: Trial) -> str:
+    """Return the trial's id in the run directory: the name of its folder."""
+    return str(trial.relative_logdir)
+
+
+class RecordingASHA(AsyncHyperBandScheduler):
+    """Asynchronous successive halving (Li et al., MLSys 2020) over epochs, as Ray Tune has it.
+
+    At each rung a trial goes on if its objective is at least the (1 - 1 / reduction_factor) quantile of those that
+    reached the rung before it. Ray Tune keeps neither the reasons of its decisions nor, on restore, its rungs.
+
+    Args:
+        max_epochs: epochs after which a trial is done.
+        grace_period: epochs of the first rung.
+        reduction_factor: one trial in so many goes on, for so many times as long.
+        events: where decisions are written.
+        history: objective by epoch of each trial that an earlier attempt began, by trial id.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int,
+        grace_period: int,
+        reduction_factor: float,
+        events: EventLog,
+        history: Mapping[str, Mapping[int, float]],
+    ) -> None:
+        super().__init__(
+            time_attr="epoch", max_t=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor
+        )
+        self._events = events
+        for name, values in history.items():
+            for milestone, recorded in self._brackets[0]._rungs:
+                reached = [epoch for epoch in values if epoch >= milestone]
+                if reached:
+                    recorded[name] = values[min(reached)]
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Let a trial that goes on from an earlier attempt own what it recorded there."""
+        super().on_trial_add(tune_controller, trial)
+        for _, recorded in self._brackets[0]._rungs:
+            if trial_name(trial) in recorded:
+                recorded[trial.trial_id] = recorded.pop(trial_name(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Decide as Ray Tune does, and write the decision down where there was one."""
+        epoch, value, bracket = result["epoch"], result[OBJECTIVE], self._brackets[0]
+        # The rung at which Ray Tune is about to judge: the highest that was reached and not yet recorded.
+        rungs = ((m, dict(r)) for m, r in bracket._rungs if epoch >= m and trial.trial_id not in r)
+        rung, recorded = next(rungs, (None, {}))
+        action = str(super().on_trial_result(tune_controller, trial, result))
+        if rung is not None and epoch < self._max_t and not result["diverged"]:
+            cutoff = bracket.cutoff(recorded)
+            self._events.append(
+                "rung",
+                trial_id=trial_name(trial),
+                epoch=epoch,
+                rung=rung,
+                value=value,
+                cutoff=None if cutoff is None else float(cutoff),
+                stop=action == TrialScheduler.STOP,
+            )
+        return action

@@ -1,0 +1,345 @@
+"""Run a study: make the run directory, hand the trials to Ray Tune, and go on where an earlier attempt ended.
+
+Ray Tune is given each attempt as an experiment of its own, and its restore is not used: it forgets ASHA's rungs, and
+starts a fresh one-trial run where its state file is truncated. What is left to do is read from the run directory.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+import torch
+import yaml
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from analysis.trials import checkpoints_of, load_epochs, load_trials, read_study
+from study.asha import RecordingASHA, trial_name
+from study.events import EventLog
+from study.manifest import read_manifest, write_atomically, write_manifest
+from study.progress import Progress
+from study.settings import StudySettings
+from study.space import fixed_settings, list_trials, optuna_space
+from trainables.data import ImageData, load_data
+from trainables.errors import UserError
+from trainables.settings import TrialSettings
+from trainables.train import resolve_device, split_validation
+from trainables.tune_trial import OBJECTIVE, run_trial
+
+ENDED = ("completed", "stopped", "diverged", "failed")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "pandas", "matplotlib")
+
+
+class StudyError(UserError):
+    """A study that cannot be started or did not come to its end; what is finished is on disk."""
+
+
+def run_study(settings: StudySettings, run: Path, *, address: str = "local", show: bool = True) -> bool:
+    """Run a study from its beginning.
+
+    Args:
+        settings: what to run.
+        run: the run directory; made here, must not exist.
+        address: ``local`` starts Ray on this machine for as long as the study runs; else a Ray cluster's address.
+        show: whether to print progress.
+
+    Returns:
+        Whether all trials ended; False after an interruption.
+
+    Raises:
+        StudyError: if the directory exists or the study cannot run.
+        DataError, DeviceError: if the data or the device are not there.
+    """
+    if run.exists():
+        raise StudyError(f"{run}: exists; go on with it by python -m study resume {run}, or give another --name")
+    run = run.absolute()
+    if address == "local":
+        resolve_device(settings.device)
+    data = _load(settings)
+    run.mkdir(parents=True)
+    described = _describe_data(settings, data)
+    study = {
+        "name": run.name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(["python", "-m", "study", *sys.argv[1:]]),
+        "settings": settings.model_dump(),
+        "data": described,
+        "machine": _machine(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    trials = [] if settings.search == "optuna" else list_trials(settings)
+    write_manifest(run, trials)
+    # Last, so that a directory with a study.yaml is a whole run.
+    write_atomically(run / "study.yaml", yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120))
+    return _attempt(settings, run, data, address, show)
+
+
+def resume_study(run: Path, *, address: str = "local", show: bool = True) -> bool:
+    """Go on with a study that was interrupted. Trials that ended stay as they are; see :func:`run_study`.
+
+    Raises:
+        StudyError: if its data are not those it began with, or another process still runs it.
+        RunError: if the directory is no run.
+    """
+    run = run.absolute()
+    study = read_study(run)
+    settings = StudySettings(**study["settings"])
+    if (load_trials(run)["status"] == "running").any():
+        raise StudyError(f"{run}: is running now, in another process; python -m study status {run} shows it")
+    if address == "local":
+        resolve_device(settings.device)
+    data = _load(settings)
+    now, then = _describe_data(settings, data)["fingerprint"], study["data"]["fingerprint"]
+    if now != then:
+        raise StudyError(f"{run}: began with other images (fingerprint {then}, now {now}); restore them to go on")
+    return _attempt(settings, run, data, address, show)
+
+
+def _load(settings: StudySettings) -> ImageData:
+    directory = Path(settings.data_dir) if settings.data_dir else None
+    return load_data(settings.dataset, "train", directory, seed=settings.seed, size=settings.train_size)
+
+
+def _describe_data(settings: StudySettings, data: ImageData) -> dict[str, Any]:
+    return {
+        "dataset": settings.dataset,
+        "fingerprint": data.fingerprint(),
+        "num_images": len(data),
+        "class_names": list(data.class_names),
+        "superclass_names": list(data.superclass_names),
+        "superclasses": list(data.superclasses),
+        "has_masks": data.masks is not None,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count(), "gpus": gpus}
+
+
+@dataclass(frozen=True)
+class _Resources:
+    cpus: int
+    gpus: float
+
+
+def _resources(settings: StudySettings, address: str, num_trials: int) -> _Resources:
+    """Share the machine among trials: GPUs whole, or CPU cores so that threads add up to the cores."""
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
+    wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
+    gpus_per_trial = settings.gpus_per_trial
+    if gpus_per_trial is None:
+        gpus_per_trial = 1.0 if wants_gpu else 0.0
+    cpus_per_trial = settings.cpus_per_trial or (1 if gpus_per_trial else max(1, cpus // max(1, num_trials)))
+    # On a cluster that grows by itself more may come; here it cannot, and Ray Tune would wait for ever.
+    if address == "local" and (cpus_per_trial > cpus or gpus_per_trial > gpus):
+        raise StudyError(
+            f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but this machine has {cpus} and {gpus:g}; "
+            "lower cpus_per_trial or gpus_per_trial"
+        )
+    return _Resources(cpus_per_trial, gpus_per_trial)
+
+
+@contextlib.contextmanager
+def _ray(address: str) -> Iterator[None]:
+    """Connect to Ray, or start it here; a session that already has one keeps it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The live view is ours; Ray Tune's own would print a header between.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StudyError(f"Ray at {address!r} could not be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Recorder(tune.Callback):
+    """Writes starts and ends of trials into the event log, and passes them to the progress view."""
+
+    def __init__(self, events: EventLog, progress: Progress | None, attempt: int, fixed: dict[str, Any]) -> None:
+        self._events, self._progress, self._attempt, self._fixed = events, progress, attempt, fixed
+        self._diverged: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        settings = {**self._fixed, **trial.config["trial"]}
+        self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
+        if self._progress:
+            self._progress.trial_started(trial_name(trial), settings)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result["diverged"]:
+            self._diverged.add(trial_name(trial))
+        if self._progress:
+            self._progress.epoch_done(trial_name(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = trial_name(trial)
+        self._events.append("trial_ended", trial_id=name)
+        done = trial.last_result.get("epoch") == self._fixed["max_epochs"]
+        if self._progress:
+            status = "diverged" if name in self._diverged else "completed" if done else "stopped"
+            self._progress.trial_ended(name, status)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        text = Path(trial.error_file).read_text() if trial.error_file else "no error was recorded"
+        self._events.append("trial_failed", trial_id=trial_name(trial), error=text.strip().splitlines()[-1][:1000])
+        if self._progress:
+            self._progress.trial_ended(trial_name(trial), "failed")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its callbacks into the experiment; a terminal cannot be.
+        return {**self.__dict__, "_progress": None}
+
+
+class _FolderNames:
+    """Names a trial's folder by the key of its settings; repeated settings get a number."""
+
+    def __init__(self, fixed: dict[str, Any], taken: set[str]) -> None:
+        self._fixed, self._taken = fixed, taken
+
+    def __call__(self, trial: Trial) -> str:
+        key = TrialSettings(**{**self._fixed, **trial.config["trial"]}).key()
+        name = next(n for n in (key, *(f"{key}-{i}" for i in range(2, 10_000))) if n not in self._taken)
+        self._taken.add(name)
+        return name
+
+
+def _attempt(settings: StudySettings, run: Path, data: ImageData, address: str, show: bool) -> bool:
+    trials = load_trials(run)
+    known = trials[~trials["trial_id"].str.startswith("pending-")]
+    ended = known[known["status"].isin(ENDED)]
+    begun = known[~known["status"].isin(ENDED) & (known["epochs"] > 0)]
+    left = len(trials) - len(ended)
+    if not left:
+        return True
+    attempt = 1 + len(list(run.glob("tune/attempt-*")))
+    fixed = fixed_settings(settings)
+    asked = {entry.key(): entry for entry in read_manifest(run)}
+    todo = [{"trial": s.model_dump()} for key, s in asked.items() if key not in set(ended["trial_id"])]
+    events = EventLog(run)
+    title = f"{run.name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
+    progress = Progress(title, len(trials), settings.max_epochs, list(settings.space), list(ended["status"]))
+    checkpoints = {}
+    for trial_id in begun["trial_id"]:
+        saved = checkpoints_of(run, trial_id)
+        if saved:
+            checkpoints[trial_id.split("-")[0]] = str(saved[max(saved)])
+
+    train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
+    with _ray(address):
+        resources = _resources(settings, address, left)
+        trainable = tune.with_parameters(
+            run_trial,
+            fixed=fixed,
+            train_data=train_data,
+            val_data=val_data,
+            device=settings.device,
+            num_threads=resources.cpus,
+            checkpoints=checkpoints,
+        )
+        taken = set(ended["trial_id"]) if settings.search == "optuna" else set()
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            param_space={} if settings.search == "optuna" else {"trial": tune.grid_search([t["trial"] for t in todo])},
+            tune_config=tune.TuneConfig(
+                metric=OBJECTIVE,
+                mode="max",
+                search_alg=_optuna(settings, ended, begun) if settings.search == "optuna" else None,
+                num_samples=left if settings.search == "optuna" else 1,
+                scheduler=_scheduler(settings, run, known, checkpoints, events),
+                reuse_actors=True,
+                trial_dirname_creator=_FolderNames(fixed, taken),
+            ),
+            run_config=tune.RunConfig(
+                name=f"attempt-{attempt}",
+                storage_path=str(run / "tune"),
+                verbose=0,
+                callbacks=[_Recorder(events, progress if show else None, attempt, fixed)],
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                # The best epoch's for the report; Ray Tune always keeps the last one too, for going on.
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=OBJECTIVE),
+            ),
+        )
+        events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
+        reason = "error"
+        # Ray Tune logs which trials failed; the run directory says so too.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        try:
+            with progress if show else contextlib.nullcontext():
+                tuner.fit()
+            over = load_trials(run)["status"].isin(ENDED).all()
+            reason = "finished" if over else "interrupted"
+        except RuntimeError as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StudyError(f"{run}: Ray Tune gave up ({first}); go on by python -m study resume {run}") from error
+        finally:
+            events.append("attempt_ended", attempt=attempt, reason=reason)
+    return bool(over)
+
+
+def _scheduler(
+    settings: StudySettings, run: Path, known: pd.DataFrame, checkpoints: dict[str, str], events: EventLog
+) -> RecordingASHA | None:
+    if settings.early_stopping == "none":
+        return None
+    history: dict[str, dict[int, float]] = {}
+    for trial_id, rows in load_epochs(run).groupby("trial_id"):
+        history[str(trial_id)] = dict(zip(rows["epoch"], rows["val_accuracy"].fillna(0.0), strict=True))
+    # A trial without a checkpoint starts from its first epoch and is judged again.
+    restarted = known[~known["status"].isin(ENDED)]["trial_id"]
+    for trial_id in restarted:
+        if trial_id.split("-")[0] not in checkpoints:
+            history.pop(trial_id, None)
+    return RecordingASHA(
+        max_epochs=settings.max_epochs,
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+        events=events,
+        history=history,
+    )
+
+
+def _optuna(settings: StudySettings, ended: pd.DataFrame, begun: pd.DataFrame) -> Searcher:
+    """Return Optuna's TPE, told of the trials that ended and asked to go on first with those that had begun."""
+    names = list(settings.space)
+    points = [{f"trial/{name}": row[name] for name in names} for _, row in begun.iterrows()]
+    searcher = OptunaSearch(
+        space={f"trial/{name}": dist for name, dist in optuna_space(settings).items()},
+        metric=OBJECTIVE,
+        mode="max",
+        points_to_evaluate=points or None,
+        seed=settings.seed,
+    )
+    for _, row in ended[ended["val_accuracy"].notna()].iterrows():
+        searcher.add_evaluated_point({f"trial/{name}": row[name] for name in names}, row["val_accuracy"])
+    return searcher
+
+

@@ -1,0 +1,273 @@
+"""The settings of a study: presets in YAML, overrides from the command line, and errors that say how to mend them."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainables.data import DatasetName
+from trainables.errors import UserError
+from trainables.settings import TrialSettings
+
+PRESETS = Path(__file__).parent / "presets"
+# The study itself decides these for every trial.
+_NOT_VARIED = {"max_epochs"}
+HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in _NOT_VARIED]
+
+
+class SettingsError(UserError):
+    """Settings that name something unknown or give a value that is not allowed."""
+
+
+class Range(BaseModel):
+    """A continuous range of a numeric hyperparameter, for ``search: random`` and ``search: optuna``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    min: float
+    max: float
+    log: bool = Field(False, description="draw the logarithm uniformly")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.min >= self.max:
+            raise ValueError(f"min ({self.min:g}) must be below max ({self.max:g})")
+        if self.log and self.min <= 0:
+            raise ValueError(f"min ({self.min:g}) must be above 0 for a logarithmic range")
+        return self
+
+
+Value = bool | int | float | str
+
+
+class StudySettings(BaseModel):
+    """What a study trains, on what, and how it searches.
+
+    Raises:
+        pydantic.ValidationError: on an unknown name, a wrong type or a value out of range. :func:`load_settings` turns
+            it into a :class:`SettingsError` that names the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # Data
+    dataset: DatasetName = Field("cifar100", description="what to train on")
+    data_dir: str | None = Field(None, description="folder of the data; ./data by default")
+    train_size: int | None = Field(None, ge=4, description="use only so many training images, stratified")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training images held out for validation")
+
+    # Search
+    search: Literal["grid", "random", "optuna"] = Field(
+        "grid", description="every combination in a seeded order, random draws, or Optuna's TPE"
+    )
+    num_trials: int | None = Field(None, ge=1, description="trials; by default all of the grid")
+    max_epochs: int = Field(30, ge=1, le=100_000, description="epochs of a trial that is not stopped early")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides the split, the order of trials, and each trial's seed")
+
+    # Early stopping (ASHA: Li et al., MLSys 2020)
+    early_stopping: Literal["asha", "none"] = Field("asha", description="stop the worst trials at every rung, or none")
+    grace_period: int = Field(1, ge=1, description="epochs of the first rung")
+    reduction_factor: float = Field(3, gt=1, description="one in so many goes on at a rung; rungs lie so far apart")
+
+    # Resources
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    cpus_per_trial: int | None = Field(None, ge=1, description="CPU threads of a trial; by default what is there")
+    gpus_per_trial: float | None = Field(None, ge=0, description="0.5 packs two trials onto a GPU; by default 1")
+    max_failures: int = Field(2, ge=0, description="how often a trial whose worker dies starts again from its epoch")
+
+    # Hyperparameters
+    space: dict[str, list[Value] | Range] = Field(default_factory=dict, description="what varies: lists or ranges")
+    fixed: dict[str, Value] = Field(default_factory=dict, description="what does not vary")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudySettings":
+        for part, names in (("space", self.space), ("fixed", self.fixed)):
+            for name in names:
+                if name not in HYPERPARAMETERS:
+                    raise ValueError(f"{part}.{name} is not a hyperparameter{_suggest(name, HYPERPARAMETERS)}")
+        for name, value in self.fixed.items():
+            if name in self.space:
+                raise ValueError(f"{name} stands in both space and fixed: it either varies or does not")
+            _check_value(f"fixed.{name}", name, value, self.max_epochs)
+        for name, values in self.space.items():
+            self._check_space(name, values)
+        if self.grace_period > self.max_epochs:
+            raise ValueError(f"grace_period ({self.grace_period}) must not exceed max_epochs ({self.max_epochs})")
+        if self.search != "grid" and self.num_trials is None:
+            raise ValueError(f"num_trials is needed for search: {self.search}")
+        size = self.space_size()
+        if self.search != "optuna" and size is not None and self.num_trials is not None and self.num_trials > size:
+            raise ValueError(f"num_trials is {self.num_trials}, but the space has {size} combinations")
+        # Values that are fine alone may contradict each other, or a default.
+        try:
+            TrialSettings(**{**self.fixed, "max_epochs": self.max_epochs})  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ValueError(f"fixed: {_reason(error.errors()[0])}") from error
+        return self
+
+    def space_size(self) -> int | None:
+        """Return the number of combinations, or None if a range makes it infinite."""
+        size = 1
+        for values in self.space.values():
+            if isinstance(values, Range):
+                return None
+            size *= len(values)
+        return size
+
+    def _check_space(self, name: str, values: list[Value] | Range) -> None:
+        if isinstance(values, Range):
+            if self.search == "grid":
+                raise ValueError(f"space.{name} is a range, which a grid cannot list; give a list or search: random")
+            whole = TrialSettings.model_fields[name].annotation is int
+            if TrialSettings.model_fields[name].annotation not in (int, float):
+                raise ValueError(f"space.{name} is a range, but {name} is not a number; give a list of values")
+            if whole and not (values.min.is_integer() and values.max.is_integer()):
+                raise ValueError(f"space.{name} must have whole numbers as min and max")
+            for end in (values.min, values.max):
+                _check_value(f"space.{name}", name, int(end) if whole else end, self.max_epochs)
+            return
+        if not values:
+            raise ValueError(f"space.{name} is an empty list; give at least one value or leave it out")
+        if len(set(values)) < len(values):
+            raise ValueError(f"space.{name} lists a value twice: {values}")
+        for value in values:
+            _check_value(f"space.{name}", name, value, self.max_epochs)
+
+
+def _check_value(where: str, name: str, value: Value, max_epochs: int) -> None:
+    try:
+        TrialSettings(**{"max_epochs": max_epochs, name: value})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_reason(error.errors()[0])}") from error
+
+
+def _reason(item: Any) -> str:
+    """Say what was given and what is allowed, of one of pydantic's errors."""
+    message = str(item["msg"])
+    if item["type"] == "value_error":
+        return message.removeprefix("Value error, ")
+    message = f"{item['input']!r} {message.removeprefix('Input ')}"
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        allowed = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        near = difflib.get_close_matches(item["input"], allowed, n=1, cutoff=0.5)
+        message += f" (did you mean {near[0]}?)" if near else ""
+    return message
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # learning_rate is close to lr for people only.
+    near = near or [k for k in known if k == "".join(word[:1] for word in name.split("_"))]
+    return f" (did you mean {near[0]}?)" if near else f"; known are {', '.join(known)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1 as PyYAML reads it, but with the floats of YAML 1.2 (1e-5) and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# Without this, PyYAML takes 1e-5 for a string: YAML 1.1 wants a dot in every float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the project."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def load_settings(preset: str, overrides: Sequence[str] = ()) -> StudySettings:
+    """Read a preset and apply overrides.
+
+    Args:
+        preset: a preset's name, or the path of a YAML file.
+        overrides: ``key=value`` with YAML values and dots for nesting: ``max_epochs=5``, ``space.lr=[0.1,0.01]``. What
+            is put into ``fixed`` leaves ``space``, and the other way round.
+
+    Raises:
+        SettingsError: naming the file or the override, the key, the value, and what is allowed.
+    """
+    file = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    try:
+        raw = yaml.load(file.read_text(), _Loader) or {}
+    except FileNotFoundError as error:
+        raise SettingsError(f"no preset {preset!r}{_suggest(preset, preset_names())}, or give a .yaml file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{file}: not readable as YAML ({_yaml_reason(error)})") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{file}: must be a mapping of settings, not {type(raw).__name__}")
+    origins = [_apply(raw, override) for override in overrides]
+    try:
+        return StudySettings(**raw)
+    except TypeError as error:
+        raise SettingsError(f"{file}: names of settings must be words ({error})") from error
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentences(error, str(file), origins))) from error
+
+
+def _apply(raw: dict[str, Any], override: str) -> str:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise SettingsError(f"{override!r}: an override is key=value, for example max_epochs=5")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{override!r}: the value is not readable as YAML ({_yaml_reason(error)})") from error
+    *parents, last = key.split(".")
+    target: Any = raw
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise SettingsError(f"{override!r}: {parent} is a single value, it has no {last}")
+    target[last] = value
+    other = {"space": "fixed", "fixed": "space"}.get(parents[0] if parents else "")
+    if other and isinstance(raw.get(other), dict):
+        raw[other].pop(last, None)
+    return key
+
+
+def _yaml_reason(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
+
+
+def _sentences(error: ValidationError, file: str, origins: Sequence[str]) -> list[str]:
+    """Turn pydantic's errors into one sentence each: where, what was given, what is allowed."""
+    sentences: dict[str, str] = {}
+    # A value of the space may be a list or a range; of a mapping only what is wrong with the range matters.
+    items = [item for item in error.errors() if not (item["type"] == "list_type" and isinstance(item["input"], dict))]
+    for item in items:
+        location = [str(part) for part in item["loc"]]
+        nested = bool(location) and location[0] in ("space", "fixed")
+        key = ".".join(location[:2] if nested else location[:1])
+        if item["type"] == "extra_forbidden" and key in HYPERPARAMETERS:
+            sentence = f"{key} is a hyperparameter: write space.{key}=[...] to vary it or fixed.{key}=... to set it"
+        elif item["type"] == "extra_forbidden":
+            sentence = f"{key} is not a setting of a study{_suggest(key, list(StudySettings.model_fields))}"
+        elif not key:  # a check of the whole: its message names the key
+            sentence = _reason(item)
+        elif nested and location[2:] == ["Range"] and item["type"] == "value_error":
+            sentence = f"{key}: {_reason(item)}"
+        elif nested and location[0] == "space":
+            sentence = f"{key}: must be a list of values, or a range {{min: ..., max: ..., log: true}}"
+        elif nested:
+            sentence = f"{key}: {item['input']!r} should be a number, a word, true or false"
+        else:
+            sentence = f"{key}: {_reason(item)}"
+        mentioned = any(re.match(re.escape(k) + r"\b", sentence) for k in origins)
+        sentences.setdefault(key or sentence, f"{'command line' if mentioned else file}: {sentence}")
+    return list(sentences.values())

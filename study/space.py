@@ -1,0 +1,65 @@
+"""Search space -> a seeded list of trials, or a space for Optuna."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from study.settings import Range, StudySettings
+from trainables.settings import TrialSettings
+
+
+def fixed_settings(settings: StudySettings) -> dict[str, Any]:
+    """Return the hyperparameters that are the same for all trials, among them ``max_epochs`` and the seed."""
+    return {"seed": settings.seed, **settings.fixed, "max_epochs": settings.max_epochs}
+
+
+def list_trials(settings: StudySettings) -> list[TrialSettings]:
+    """Return the trials of a grid or random search, without repetition, in a seeded order.
+
+    The order matters: ASHA compares a trial with those that came before it, so a grid in its own order would favour
+    its last values.
+    """
+    rng = np.random.default_rng([settings.seed, 3])
+    fixed = fixed_settings(settings)
+    if settings.space_size() is not None:
+        # A finite space is shuffled whole, also for a random search: drawing without replacement.
+        names, values = list(settings.space), list(settings.space.values())
+        grid = [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]  # type: ignore[arg-type]
+        chosen = [grid[i] for i in rng.permutation(len(grid))[: settings.num_trials]]
+        return [TrialSettings(**{**fixed, **trial}) for trial in chosen]
+    trials: dict[str, TrialSettings] = {}
+    for _ in range(100 * (settings.num_trials or 0)):  # ends also where whole numbers allow fewer trials than asked
+        if len(trials) == settings.num_trials:
+            break
+        drawn = {name: _draw(name, values, rng) for name, values in settings.space.items()}
+        trial = TrialSettings(**{**fixed, **drawn})
+        trials[trial.key()] = trial
+    return list(trials.values())
+
+
+def _draw(name: str, values: list[Any] | Range, rng: np.random.Generator) -> Any:
+    if not isinstance(values, Range):
+        return values[int(rng.integers(len(values)))]
+    if TrialSettings.model_fields[name].annotation is int:
+        if values.log:
+            return int(round(math.exp(rng.uniform(math.log(values.min), math.log(values.max)))))
+        return int(rng.integers(int(values.min), int(values.max) + 1))
+    if values.log:
+        return float(math.exp(rng.uniform(math.log(values.min), math.log(values.max))))
+    return float(rng.uniform(values.min, values.max))
+
+
+def optuna_space(settings: StudySettings) -> dict[str, BaseDistribution]:
+    """Return the distributions of the search space for Optuna, by hyperparameter."""
+    space: dict[str, BaseDistribution] = {}
+    for name, values in settings.space.items():
+        if not isinstance(values, Range):
+            space[name] = CategoricalDistribution(values)
+        elif TrialSettings.model_fields[name].annotation is int:
+            space[name] = IntDistribution(int(values.min), int(values.max), log=values.log)
+        else:
+            space[name] = FloatDistribution(values.min, values.max, log=values.log)
+    return space
