@@ -148,7 +148,7 @@ def _over_runs(runs: RunPath | Iterable[RunPath], table: Any) -> pd.DataFrame:
 
 def _epoch_table(run: Path) -> pd.DataFrame:
     trials, _ = _read_run(run)
-    rows = [{"trial_id": t.trial_id, **t.rows[epoch]} for t in trials for epoch in sorted(t.rows)]
+    rows = [{**t.rows[epoch], "trial_id": t.trial_id} for t in trials for epoch in sorted(t.rows)]
     return pd.DataFrame(rows, columns=list(EPOCH_COLUMNS)).astype(EPOCH_COLUMNS)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from analysis.tables import as_text
 from analysis.trials import STATUSES, load_trials, read_study, varied
 from study.run import ENDED, resume_study, run_study
 from study.settings import PRESETS, HYPERPARAMETERS, StudySettings, load_settings, preset_names
@@ -131,8 +132,7 @@ def _status(args: argparse.Namespace) -> int:
     _print_summary(args.run)
     trials = load_trials(args.run)
     columns = ["trial_id", "status", "epochs", "best_epoch", "val_accuracy", *varied(trials), "stop_reason"]
-    with pd.option_context("display.max_rows", None, "display.width", None, "display.max_colwidth", 80):
-        print(trials[columns].fillna("").to_string(index=False))
+    print(as_text(trials[columns]))
     over = trials["status"].isin(ENDED).all()
     if over:
         print(f"next: python -m analysis report {args.run}")
@@ -163,7 +163,7 @@ def _list(args: argparse.Namespace) -> int:
                 "begun": study["created"],
             }
         )
-    print(pd.DataFrame(rows).fillna("").to_string(index=False) if rows else f"no runs in {args.directory}")
+    print(as_text(pd.DataFrame(rows)) if rows else f"no runs in {args.directory}")
     return 0
 
 

@@ -34,7 +34,7 @@ from study.manifest import read_manifest, write_atomically, write_manifest
 from study.progress import Progress
 from study.settings import StudySettings
 from study.space import fixed_settings, list_trials, optuna_space
-from trainables.data import ImageData, load_data
+from trainables.data import ImageData, load_data, stratified_split
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 from trainables.train import resolve_device, split_validation
@@ -115,10 +115,12 @@ def _load(settings: StudySettings) -> ImageData:
 
 
 def _describe_data(settings: StudySettings, data: ImageData) -> dict[str, Any]:
+    num_val = len(stratified_split(data.labels, settings.val_fraction, settings.seed)[1])
     return {
         "dataset": settings.dataset,
         "fingerprint": data.fingerprint(),
-        "num_images": len(data),
+        "num_train_images": len(data) - num_val,
+        "num_val_images": num_val,
         "class_names": list(data.class_names),
         "superclass_names": list(data.superclass_names),
         "superclasses": list(data.superclasses),

@@ -1,0 +1,187 @@
+"""Comparisons of trials: DataFrame in, DataFrame out."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.trials import HYPERPARAMETERS, varied
+
+Z95 = 1.959964  # 97.5 % quantile of the normal distribution
+# 97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom (any table of it).
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share observed on n images (Wilson, JASA 1927).
+
+    It covers the chance in which images were drawn, not the chance in training: for that, repeat with other seeds.
+    """
+    if n <= 0 or not math.isfinite(accuracy):
+        return math.nan, math.nan
+    centre = (accuracy + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(accuracy * (1 - accuracy) / n + Z95**2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return mean and 95 % interval of independent values, by Student's t; NaN limits for fewer than two."""
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return math.nan, math.nan, math.nan
+    mean = float(finite.mean())
+    if len(finite) < 2:
+        return mean, math.nan, math.nan
+    freedom = len(finite) - 1
+    # Beyond the table the first correction term of the t quantile is exact to three digits.
+    t = _T95[freedom - 1] if freedom <= len(_T95) else Z95 + (Z95**3 + Z95) / (4 * freedom)
+    half = t * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    return mean, mean - half, mean + half
+
+
+def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return the difference in accuracy of two networks on the same images, with its 95 % interval.
+
+    Args:
+        a: (N,) bool, whether the first network is right on each image.
+        b: (N,) bool, the second on the same images.
+    """
+    return mean_interval(a.astype(np.float64) - b.astype(np.float64))
+
+
+def recipe_columns(trials: pd.DataFrame) -> list[str]:
+    """Return the hyperparameters that make up a recipe: those that vary and are kinds, not amounts.
+
+    Amounts (``lr``, ``weight_decay``, ...) are tuned within a recipe. Where only amounts vary, they are the recipe.
+    """
+    names = [name for name in varied(trials) if name != "seed"]
+    kinds = [name for name in names if not pd.api.types.is_numeric_dtype(trials[name]) or trials[name].dtype == bool]
+    return kinds or names
+
+
+def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
+    """Return a recipe in words, for example ``sgd · flip+crop``."""
+    words = []
+    for name in columns:
+        value = row[name]
+        plain = isinstance(value, str) and value not in ("none",)
+        words.append(str(value) if plain else f"no {name}" if value == "none" else f"{name} {value}")
+    return " · ".join(words) or "the one recipe"
+
+
+def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
+    """Return each recipe's best configuration, best recipe first.
+
+    Configurations are compared by validation accuracy, averaged over seeds. Trials that ASHA stopped were not trained
+    to the end: a recipe is represented by one of them only if none of its trials was completed, and is then marked
+    ``censored`` and stands after the others.
+
+    Args:
+        trials: as :func:`analysis.load_trials` gives them.
+        num_val_images: images behind each validation accuracy.
+
+    Returns:
+        One row a recipe: ``recipe``, the recipe's columns and the varied amounts, ``trial_ids``, ``num_seeds``,
+        ``num_trials`` (of the recipe), ``censored``, ``epochs``, ``val_accuracy`` with ``val_low`` and ``val_high``
+        (95 %: over seeds where there are several, else over images), ``train_accuracy``, ``generalization_gap``.
+    """
+    columns = recipe_columns(trials)
+    amounts = [name for name in varied(trials) if name not in columns and name != "seed"]
+    seen = trials[trials["val_accuracy"].notna()]
+    if seen.empty:
+        return pd.DataFrame()
+    rows = []
+    for _, group in seen.groupby(columns, observed=True, sort=False) if columns else [((), seen)]:
+        whole = group[group["status"] == "completed"]
+        pool = group if whole.empty else whole
+        candidates = list(pool.groupby(amounts, observed=True, sort=False)) if amounts else [((), pool)]
+        _, best = max(candidates, key=lambda item: item[1]["val_accuracy"].mean())
+        mean, low, high = mean_interval(best["val_accuracy"].to_numpy())
+        if len(best) == 1:
+            low, high = wilson_interval(mean, num_val_images)
+        first = best.sort_values("val_accuracy", ascending=False).iloc[0]
+        rows.append(
+            {
+                "recipe": recipe_name(first, columns),
+                **{name: first[name] for name in [*columns, *amounts]},
+                "trial_ids": tuple(best["trial_id"]),
+                "num_seeds": len(best),
+                "num_trials": len(group),
+                "censored": whole.empty,
+                "epochs": int(best["epochs"].max()),
+                "val_accuracy": mean,
+                "val_low": low,
+                "val_high": high,
+                "train_accuracy": best["train_accuracy"].mean(),
+                "generalization_gap": best["generalization_gap"].mean(),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["censored", "val_accuracy"], ascending=[True, False], ignore_index=True)
+
+
+def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Return the k trials that are worth a look at the test set, best first.
+
+    Completed trials come before stopped ones, the best trial of each recipe before its others, and then validation
+    accuracy decides. Only trials with a checkpoint count.
+    """
+    usable = trials[trials["checkpoint"].notna() & trials["val_accuracy"].notna()].copy()
+    columns = recipe_columns(trials)
+    usable["_completed"] = usable["status"] == "completed"
+    usable = usable.sort_values(["_completed", "val_accuracy"], ascending=False, kind="stable")
+    usable["_again"] = usable.duplicated(columns) if columns else False
+    usable = usable.sort_values(["_completed", "_again", "val_accuracy"], ascending=[False, True, False], kind="stable")
+    return usable.drop(columns=["_completed", "_again"]).head(k)
+
+
+def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return how many trials were trained for how long, one row for each number of epochs that some trial ended at.
+
+    Returns:
+        ``epoch``, ``trials_trained`` (at least so long), ``trials_stopped`` (there), and for the whole run in every
+        row ``epochs_run`` and ``epochs_without_stopping``.
+    """
+    ended = trials[trials["epochs"] > 0]
+    if ended.empty:
+        return pd.DataFrame()
+    stopped = ended[ended["status"] == "stopped"]
+    marks = sorted({*stopped["epochs"], int(ended["epochs"].max())})
+    return pd.DataFrame(
+        {
+            "epoch": marks,
+            "trials_trained": [int((ended["epochs"] >= mark).sum()) for mark in marks],
+            "trials_stopped": [int((stopped["epochs"] == mark).sum()) for mark in marks],
+            "epochs_run": int(ended["epochs"].sum()),
+            "epochs_without_stopping": int(ended["max_epochs"].sum()),
+        }
+    )
+
+
+def accuracy_over(trials: pd.DataFrame, name: str = "lr") -> pd.DataFrame:
+    """Return validation accuracy over one hyperparameter for every combination of the recipe's columns.
+
+    Returns:
+        The recipe's columns, ``recipe``, ``name``, ``val_accuracy`` (best over what else varies, mean over seeds) and
+        ``censored`` (no trial of the point was completed).
+    """
+    columns = [column for column in recipe_columns(trials) if column != name]
+    others = [column for column in HYPERPARAMETERS if column in varied(trials) and column not in (*columns, name)]
+    rows = []
+    keys = [*columns, name]
+    for _, group in trials[trials["val_accuracy"].notna()].groupby(keys, observed=True):
+        whole = group[group["status"] == "completed"]
+        pool = group if whole.empty else whole
+        best = pool.groupby(others, observed=True)["val_accuracy"].mean().max() if others else pool["val_accuracy"].mean()
+        first = group.iloc[0]
+        rows.append(
+            {
+                **{key: first[key] for key in keys},
+                "recipe": recipe_name(first, columns),
+                "val_accuracy": best,
+                "censored": whole.empty,
+            }
+        )
+    return pd.DataFrame(rows, columns=[*keys, "recipe", "val_accuracy", "censored"])

@@ -1,0 +1,373 @@
+"""Tables and figures -> report.html (one file, opens offline), report.md and figures/."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from analysis import figures
+from analysis.compare import (
+    asha_savings,
+    compare_recipes,
+    mean_interval,
+    paired_difference,
+    recipe_columns,
+    recipe_name,
+    top_trials,
+    wilson_interval,
+)
+from analysis.explanations import Explanation, explain_trial, load_test_data, map_measures
+from analysis.trials import HYPERPARAMETERS, RunError, load_epochs, load_trials, read_study, varied
+from trainables.data import ImageData
+
+PANEL_RIGHT, PANEL_WRONG = 5, 3
+PANEL_NETWORKS = 3  # side by side; more would not be legible
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure of the report: its file's name, what stands below it, and what it shows for those who cannot see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Return a share as people read it, or a dash where it is not known."""
+    return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """Return a share with its 95 % interval, in percent."""
+    return percent(value) if pd.isna(low) else f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def write_report(
+    runs: Sequence[Path], output: Path | None = None, *, top: int = 4, data_dir: Path | None = None, device: str = "auto"
+) -> Path:
+    """Write the report of one run or of several over the same data.
+
+    The test images are read here and nowhere else, for the ``top`` trials, and the results are kept.
+
+    Args:
+        runs: run directories.
+        output: where to write; ``RUN/report`` of the first run by default.
+        top: how many trials to evaluate on the test images and to explain; 0 leaves the test images alone.
+        data_dir: where the data lies, if not where the study found it.
+        device: where to compute predictions and maps.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        RunError: if a run cannot be read, has no finished epoch, or the runs are over different data.
+        DataError, CheckpointError: if the test images or a checkpoint cannot be read.
+    """
+    runs = [Path(run) for run in runs]
+    studies = [read_study(run) for run in runs]
+    for run, study in zip(runs, studies, strict=True):
+        if study["data"]["fingerprint"] != studies[0]["data"]["fingerprint"]:
+            raise RunError(f"{run} and {runs[0]} were trained on different images: their accuracies cannot be compared")
+    trials = load_trials(runs)
+    epochs = load_epochs(runs)
+    if not trials["val_accuracy"].notna().any():
+        counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
+        raise RunError(f"{', '.join(map(str, runs))}: no trial has a finished epoch to report on ({counts})")
+    if len(runs) > 1:
+        # The same settings may have been run twice; their curves must not become one.
+        for frame in (trials, epochs):
+            frame["trial_id"] = frame["run"].map({str(run): f"{run.name}/" for run in runs}) + frame["trial_id"]
+    output = output or runs[0] / "report"
+    num_val = int(studies[0]["data"]["num_val_images"])
+    recipes = compare_recipes(trials, num_val)
+    chosen = top_trials(trials, top)
+    data, explanations = _explain(runs, chosen, data_dir, device) if len(chosen) else (None, [])
+    recipes = _with_test(recipes, explanations)
+    trials["test_accuracy"] = trials["trial_id"].map({e.trial_id: e.accuracy for e in explanations}).astype("float64")
+
+    pictures = _pictures(trials, epochs, recipes, chosen, data, explanations)
+    context = {
+        "title": ", ".join(str(study["name"]) for study in studies),
+        "studies": studies,
+        "settings": studies[0]["settings"],
+        "data": studies[0]["data"],
+        "versions": {**studies[0]["versions"], "report by": f"pandas {version('pandas')}"},
+        "headline": _headline(recipes, chosen, explanations, trials, num_val, len(data) if data else 0),
+        "recipes": _recipe_rows(recipes),
+        "best": _best(trials, recipes, studies[0]),
+        "savings": asha_savings(trials).to_dict("records"),
+        "measures": _measure_rows(explanations, chosen, data, trials),
+        "pictures": pictures,
+        "counts": {str(k): int(n) for k, n in trials["status"].value_counts().items() if n},
+        "trials": _trial_rows(trials),
+        "trial_columns": [*varied(trials)],
+        "failures": trials[trials["error"].notna()][["trial_id", "error"]].to_dict("records"),
+        "num_val": num_val,
+        "num_test": len(data) if data else 0,
+        "runs": [str(run) for run in runs],
+        "top": len(chosen),
+        "settings_yaml": yaml.safe_dump(studies[0]["settings"], sort_keys=False, width=100),
+        "train_seconds": float(trials["train_seconds"].sum()),
+    }
+    _write(output, context, pictures)
+    return output / "report.html"
+
+
+def _explain(
+    runs: Sequence[Path], chosen: pd.DataFrame, data_dir: Path | None, device: str
+) -> tuple[ImageData, list[Explanation]]:
+    data = load_test_data(runs[0], data_dir)
+    explanations = []
+    for _, trial in chosen.iterrows():
+        own = trial.copy()
+        own["trial_id"] = str(trial["trial_id"]).split("/")[-1]
+        found = explain_trial(Path(trial["run"]), own, data, device)
+        explanations.append(Explanation(str(trial["trial_id"]), *list(vars(found).values())[1:]))
+    return data, explanations
+
+
+def _with_test(recipes: pd.DataFrame, explanations: Sequence[Explanation]) -> pd.DataFrame:
+    by_id = {e.trial_id: e for e in explanations}
+    values = []
+    for ids in recipes["trial_ids"]:
+        measured = [by_id[i] for i in ids if i in by_id]
+        mean, low, high = mean_interval([e.accuracy for e in measured])
+        if len(measured) == 1:
+            low, high = wilson_interval(mean, len(measured[0].labels))
+        values.append((mean, low, high, len(measured)))
+    return recipes.assign(
+        **{
+            name: [value[i] for value in values]
+            for i, name in enumerate(("test_accuracy", "test_low", "test_high", "test_seeds"))
+        }
+    )
+
+
+def _headline(
+    recipes: pd.DataFrame,
+    chosen: pd.DataFrame,
+    explanations: Sequence[Explanation],
+    trials: pd.DataFrame,
+    num_val: int,
+    num_test: int,
+) -> dict[str, str]:
+    """Say in plain words what won, by how much and how sure that is."""
+    first = recipes.iloc[0]
+    amounts = [name for name in varied(trials) if name not in recipe_columns(trials) and name != "seed"]
+    with_what = ", ".join(f"{name} {first[name]:g}" for name in amounts if name in first)
+    won = f"{first['recipe']}{' with ' + with_what if with_what else ''}"
+    reached = f"validation accuracy {interval(first['val_accuracy'], first['val_low'], first['val_high'])}"
+    if first["test_seeds"]:
+        reached = f"test accuracy {interval(first['test_accuracy'], first['test_low'], first['test_high'])}, " + reached
+    seeds = int(first["num_seeds"])
+    if seeds > 1:
+        sure = f"Mean of {seeds} seeds; the 95 % interval is over seeds."
+    else:
+        on = f"{num_test:,} test and {num_val:,} validation images" if first["test_seeds"] else f"{num_val:,} images"
+        sure = (
+            f"One seed. The 95 % interval covers which images were drawn ({on}), not the chance in training: "
+            "another seed may rank close recipes differently. Repeat with space.seed=[0,1,2] before you rely on it."
+        )
+    by_id = {e.trial_id: e for e in explanations}
+    by = "There is no other recipe to compare with."
+    if len(recipes) > 1:
+        second = recipes.iloc[1]
+        gap = first["val_accuracy"] - second["val_accuracy"]
+        by = f"{100 * gap:.1f} points of validation accuracy ahead of the next recipe, {second['recipe']}"
+        if second["censored"]:
+            by += " (stopped early: its accuracy is that of an unfinished training)"
+        a, b = (next((by_id[i] for i in r["trial_ids"] if i in by_id), None) for r in (first, second))
+        if a is not None and b is not None and seeds == 1:
+            mean, low, high = paired_difference(a.correct, b.correct)
+            verdict = "the difference is beyond chance in the images" if low > 0 or high < 0 else "too close to call"
+            by += (
+                f"; on the same {num_test:,} test images the two networks differ by {100 * mean:+.1f} points "
+                f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}): {verdict}"
+            )
+        by += "."
+    if first["censored"]:
+        sure += " No trial was completed: all of these figures are of unfinished trainings."
+    return {"won": won, "reached": reached + ".", "by": by, "sure": sure}
+
+
+def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for _, row in recipes.iterrows():
+        val = interval(row["val_accuracy"], row["val_low"], row["val_high"])
+        test = interval(row["test_accuracy"], row["test_low"], row["test_high"])
+        rows.append(
+            {
+                **row,
+                "val": val,
+                "test": test,
+                "gap": "–" if pd.isna(row["generalization_gap"]) else f"{100 * row['generalization_gap']:+.1f}".replace("-", "−"),
+                "trial": ", ".join(row["trial_ids"]),
+            }
+        )
+    return rows
+
+
+def _best(trials: pd.DataFrame, recipes: pd.DataFrame, study: dict[str, Any]) -> dict[str, Any]:
+    """Return the winner's whole configuration and the command that trains it alone."""
+    row = trials.set_index("trial_id").loc[recipes.iloc[0]["trial_ids"][0]]
+    names = [*HYPERPARAMETERS, "seed"]
+    values = {name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in names}
+    settings = study["settings"]
+    same = ("dataset", "train_size", "val_fraction", "max_epochs", "seed")
+    words = [f"{name}={settings[name]}" for name in same if settings[name] is not None]
+    words += [f"fixed.{name}={value}" for name, value in values.items()]
+    command = "python -m study run --name winner early_stopping=none 'space={}' num_trials=1 " + " ".join(words)
+    if settings["data_dir"]:
+        command += " --data-dir DATA"
+    return {"values": values, "trial_id": row.name, "command": command}
+
+
+def _measure_rows(
+    explanations: Sequence[Explanation], chosen: pd.DataFrame, data: ImageData | None, trials: pd.DataFrame
+) -> list[dict[str, str]]:
+    if data is None or data.masks is None:
+        return []
+    columns = recipe_columns(trials)
+    rows = []
+    for explanation, (_, trial) in zip(explanations, chosen.iterrows(), strict=True):
+        measures = map_measures(explanation, data)
+        row = {"recipe": recipe_name(trial, columns), "trial_id": str(trial["trial_id"]), "n": f"{len(measures):,}"}
+        for name in ("saliency_energy_on_object", "gradcam_energy_on_object", "object_area"):
+            row[name] = interval(*mean_interval(measures[name].to_numpy()))
+        rows.append(row)
+    return rows
+
+
+def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    names = varied(trials)
+    ordered = trials.sort_values("val_accuracy", ascending=False, na_position="last")
+    return [
+        {
+            "trial_id": row["trial_id"],
+            "status": row["status"],
+            "epochs": row["epochs"],
+            "val": percent(row["val_accuracy"], 2),
+            "train": percent(row["train_accuracy"], 2),
+            "test": percent(row["test_accuracy"], 2),
+            "note": row["stop_reason"] if pd.notna(row["stop_reason"]) else row["error"] if pd.notna(row["error"]) else "",
+            "values": ["" if pd.isna(row[name]) else row[name] for name in names],
+        }
+        for _, row in ordered.iterrows()
+    ]
+
+
+def _pictures(
+    trials: pd.DataFrame,
+    epochs: pd.DataFrame,
+    recipes: pd.DataFrame,
+    chosen: pd.DataFrame,
+    data: ImageData | None,
+    explanations: Sequence[Explanation],
+) -> dict[str, _Picture]:
+    pictures: dict[str, _Picture] = {}
+
+    def add(name: str, title: str, caption: str, alt: str, figure: Figure) -> None:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        pictures[name] = _Picture(name, title, caption, alt, buffer.getvalue())
+
+    best = recipes.iloc[0]
+    add(
+        "accuracy",
+        "Accuracy of each recipe",
+        "Best configuration of each recipe. Bars are 95 % intervals: over seeds where there are several, else over "
+        "images.",
+        f"Accuracies of {len(recipes)} recipes; the best is {best['recipe']} with {percent(best['val_accuracy'])}.",
+        figures.accuracy_figure(recipes),
+    )
+    add(
+        "curves",
+        "Learning curves",
+        "Validation accuracy after each epoch, one line a trial; a cross marks a trial that was stopped early.",
+        f"Validation accuracy over epochs of {trials['epochs'].gt(0).sum()} trials.",
+        figures.curves_figure(trials, epochs),
+    )
+    if "lr" in varied(trials):
+        add(
+            "learning_rate",
+            "Accuracy over the learning rate",
+            "Best validation accuracy at each learning rate. Hollow marks are trials that were stopped early: their "
+            "accuracy is that of an unfinished training.",
+            "Validation accuracy over the learning rate for each optimizer and augmentation.",
+            figures.lr_figure(trials),
+        )
+    savings = asha_savings(trials)
+    if (trials["status"] == "stopped").any():
+        run, full = int(savings["epochs_run"].iloc[0]), int(savings["epochs_without_stopping"].iloc[0])
+        add(
+            "savings",
+            "What early stopping saved",
+            f"{run} epochs were run; without early stopping it would have been {full}: {percent(1 - run / full, 0)} less.",
+            f"Trials in training at each epoch: {run} epochs run of {full}.",
+            figures.savings_figure(savings),
+        )
+    if data is not None and explanations:
+        columns = recipe_columns(trials)
+        shown = list(explanations)[:PANEL_NETWORKS]
+        names = [
+            recipe_name(trial, columns) + ("" if trial["status"] == "completed" else f" (epoch {trial['best_epoch']})")
+            for _, trial in chosen.iterrows()
+        ][:PANEL_NETWORKS]
+        positions = figures.choose_images(shown[0], PANEL_RIGHT, PANEL_WRONG)
+        add(
+            "panel",
+            "What the networks look at",
+            f"Test images, a seeded choice of up to {PANEL_RIGHT} that the best network gets right and {PANEL_WRONG} that "
+            "it gets wrong. For each network saliency (absolute gradient of the predicted class's logit) and Grad-CAM "
+            "(last stage) laid over the image; each map is scaled by itself, so brightness cannot be compared between "
+            "maps.",
+            f"{len(positions)} test images with saliency and Grad-CAM maps of {len(shown)} networks.",
+            figures.panel_figure(shown, names, data, positions),
+        )
+    return pictures
+
+
+def _write(output: Path, context: dict[str, Any], pictures: dict[str, _Picture]) -> None:
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["cell"] = _markdown_cell
+    try:
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+        for picture in pictures.values():
+            (output / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+        for name in ("report.html", "report.md"):
+            text = environment.get_template(f"template.{name.split('.')[1]}").render(context)
+            (output / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{output}: the report cannot be written ({error.strerror or error})") from error
+
+
+def _markdown_cell(value: object) -> str:
+    """Return text for a cell of a Markdown table, in which nothing is markup."""
+    text = " ".join(str(value).split())
+    for character in "\\`*_{}[]<>|#":
+        text = text.replace(character, "\\" + character)
+    return text

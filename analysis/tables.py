@@ -1,0 +1,64 @@
+"""Tables as text and files."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from trainables.errors import UserError
+
+Format = Literal["table", "csv", "json", "parquet"]
+
+
+def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
+    """Return a table for the terminal: one line a row, what is missing left empty, accuracies with four digits."""
+
+    def show(value: object) -> str:
+        if pd.isna(value):  # type: ignore[call-overload]
+            return ""
+        if isinstance(value, float):
+            return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 100 else f"{value:.4f}".rstrip("0").rstrip(".")
+        text = str(value)
+        return text if len(text) <= max_width else text[: max_width - 1] + "…"
+
+    if table.empty:
+        return f"no rows; columns: {', '.join(map(str, table.columns))}"
+    shown = table.astype(object).map(show)
+    widths = [max(len(str(name)), int(shown[name].str.len().max())) for name in shown]
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
+    lines = []
+    for row in [list(map(str, shown.columns)), *shown.to_numpy().tolist()]:
+        cells = (
+            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def write_table(table: pd.DataFrame, fmt: Format, output: Path | None) -> None:
+    """Write a table to a file, or to standard output.
+
+    CSV and JSON keep missing values as empty and ``null``; JSON is a list of records.
+
+    Raises:
+        UserError: if the file cannot be written, or Parquet should go to a terminal.
+    """
+    try:
+        if fmt == "parquet":
+            if output is None:
+                raise UserError("--format parquet is binary: give --output FILE")
+            table.to_parquet(output, index=False)
+            return
+        if fmt == "csv":
+            text = table.to_csv(index=False)
+        elif fmt == "json":
+            text = table.to_json(orient="records", indent=1, double_precision=15) + "\n"
+        else:
+            text = as_text(table) + "\n"
+        if output is None:
+            sys.stdout.write(text)
+        else:
+            output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
