@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
             description=f"One row for every {what}.",
             formatter_class=raw,
             epilog="examples:\n"
-            f"  python -m analysis {name} runs/demo --query \"val_accuracy > 0.5 and lr <= 0.01\"\n"
+            f'  python -m analysis {name} runs/demo --query "val_accuracy > 0.5 and lr <= 0.01"\n'
             f"  python -m analysis {name} runs/demo --sort=-val_accuracy --columns trial_id,lr,val_accuracy\n"
             f"  python -m analysis {name} runs/* --format parquet --output {name}.parquet",
         )

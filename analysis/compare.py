@@ -174,13 +174,13 @@ def accuracy_over(trials: pd.DataFrame, name: str = "lr") -> pd.DataFrame:
     for _, group in trials[trials["val_accuracy"].notna()].groupby(keys, observed=True):
         whole = group[group["status"] == "completed"]
         pool = group if whole.empty else whole
-        best = pool.groupby(others, observed=True)["val_accuracy"].mean().max() if others else pool["val_accuracy"].mean()
+        means = pool.groupby(others, observed=True)["val_accuracy"].mean() if others else pool["val_accuracy"].mean()
         first = group.iloc[0]
         rows.append(
             {
                 **{key: first[key] for key in keys},
                 "recipe": recipe_name(first, columns),
-                "val_accuracy": best,
+                "val_accuracy": float(np.max(means)),
                 "censored": whole.empty,
             }
         )

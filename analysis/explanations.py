@@ -1,8 +1,8 @@
 """Top trials -> test predictions and maps, each computed once and kept under ``RUN/explanations/``.
 
-    RUN/explanations/TRIAL/about.json     what was computed, from which checkpoint, on which test images
-    RUN/explanations/TRIAL/arrays.npz     logits (N, C) of all test images; image indices (M,), saliency (M, 32, 32)
-                                          and Grad-CAM before its ReLU (M, 4, 4) of a seeded choice of them
+RUN/explanations/TRIAL/about.json     what was computed, from which checkpoint, on which test images
+RUN/explanations/TRIAL/arrays.npz     logits (N, C) of all test images; image indices (M,), saliency (M, 32, 32)
+                                      and Grad-CAM before its ReLU (M, 4, 4) of a seeded choice of them
 """
 
 import json
@@ -91,7 +91,7 @@ def explain_trial(run: Path, trial: pd.Series, data: ImageData, device: str = "a
         CheckpointError: if the checkpoint cannot be used.
     """
     folder = run / "explanations" / str(trial["trial_id"])
-    about = {
+    about: dict[str, Any] = {
         "format": 1,
         "checkpoint": os.path.relpath(trial["checkpoint"], run),
         "epoch": int(trial["best_epoch"]),
@@ -102,7 +102,7 @@ def explain_trial(run: Path, trial: pd.Series, data: ImageData, device: str = "a
     }
     stored = _read(folder, about)
     if stored is None:
-        stored = _compute(Path(trial["checkpoint"]), data, int(about["num_maps"]), device)
+        stored = _compute(Path(trial["checkpoint"]), data, about["num_maps"], device)
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / ".arrays.npz"
         np.savez_compressed(draft, **stored)  # type: ignore[arg-type]
@@ -127,10 +127,8 @@ def _compute(checkpoint: Path, data: ImageData, num_maps: int, device: str) -> d
     where = resolve_device(device)
     images, _ = to_tensors(data, where)
     precision = about["settings"].precision
-    logits = []
     with torch.no_grad(), autocast(where, precision):
-        for batch in images.split(BATCH):
-            logits.append(model(to_input(batch)).float().cpu())
+        logits = [model(to_input(batch)).float().cpu() for batch in images.split(BATCH)]
     # Maps in fp32: gradients of a bf16 network are visibly quantized.
     indices = np.sort(np.random.default_rng(0).permutation(len(data))[:num_maps])
     maps = [explain(model, to_input(batch)) for batch in images[torch.from_numpy(indices).to(where)].split(BATCH)]

@@ -22,7 +22,7 @@ DPI = 150
 _TILE = 96  # pixels of one picture in the panel
 
 
-def _style(index: int) -> dict[str, str]:
+def _style(index: int) -> dict[str, Any]:
     return {
         "color": PALETTE[index % len(PALETTE)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -59,7 +59,7 @@ def accuracy_figure(recipes: pd.DataFrame) -> Figure:
         label = "validation" if kind == "val" else "test"
         errors = np.nan_to_num(np.clip(np.stack([low, high]), 0, None))
         style = _style(index) | {"linestyle": "none"}
-        axis.errorbar(value, rows + offset, xerr=errors, label=label, capsize=3, markersize=6, **style)  # type: ignore[arg-type]
+        axis.errorbar(value, rows + offset, xerr=errors, label=label, capsize=3, markersize=6, **style)
     names = [_shorten(r["recipe"]) + (" (stopped early)" if r["censored"] else "") for _, r in recipes.iterrows()]
     axis.set_yticks(rows, names, parse_math=False)
     axis.invert_yaxis()
@@ -118,12 +118,12 @@ def lr_figure(trials: pd.DataFrame) -> Figure:
         inside = points["optimizer"] == panel if panel is not None else pd.Series(True, index=points.index)
         for name, style in styles.items():
             line = points[inside & (names == name)].sort_values("lr")
-            axis.plot(line["lr"], line["val_accuracy"], linewidth=1.3, color=style["color"], linestyle=style["linestyle"])
+            axis.plot(
+                line["lr"], line["val_accuracy"], linewidth=1.3, color=style["color"], linestyle=style["linestyle"]
+            )
             for censored, face in ((False, style["color"]), (True, "white")):
                 part = line[line["censored"] == censored]
-                axis.plot(
-                    part["lr"], part["val_accuracy"], style["marker"], color=style["color"], markerfacecolor=face
-                )
+                axis.plot(part["lr"], part["val_accuracy"], style["marker"], color=style["color"], markerfacecolor=face)
         axis.set_xscale("log")
         rates = sorted(points["lr"].unique())
         if len(rates) <= 6:
@@ -173,13 +173,18 @@ def choose_images(best: Explanation, num_right: int, num_wrong: int, seed: int =
 
 
 def panel_figure(
-    explanations: Sequence[Explanation], names: Sequence[str], data: ImageData, positions: Sequence[int]
+    explanations: Sequence[Explanation],
+    names: Sequence[str],
+    notes: Sequence[str],
+    data: ImageData,
+    positions: Sequence[int],
 ) -> Figure:
     """Draw test images with saliency and Grad-CAM of several networks side by side.
 
     Args:
         explanations: one a network, all of the same images.
-        names: one a network.
+        names: one a network, its title.
+        notes: one a network, below its title.
         data: the test images.
         positions: which of the explained images.
     """
@@ -187,23 +192,24 @@ def panel_figure(
     tile, gap, between, line = 1.0, 0.06, 0.22, 0.24  # inches
     networks = len(explanations)
     width = tile + networks * (between + 2 * tile + gap) + 0.3
-    height = len(positions) * (tile + line + 0.04) + 2.4 * line
+    height = len(positions) * (tile + line + 0.04) + 3 * line
     figure = Figure(figsize=(width, height), dpi=DPI)
 
     def place(row: int, left: float, picture: np.ndarray) -> None:
-        bottom = height - 1.2 * line - (row + 1) * (tile + line + 0.04) + 0.04
+        bottom = height - 1.8 * line - (row + 1) * (tile + line + 0.04) + 0.04
         axis = figure.add_axes((left / width, bottom / height, tile / width, tile / height))
         axis.imshow(picture, interpolation="nearest")
         axis.set_axis_off()
 
     def write(row: int, left: float, text: str, **style: Any) -> None:
-        bottom = height - 1.2 * line - row * (tile + line + 0.04) - 0.17
+        bottom = height - 1.8 * line - row * (tile + line + 0.04) - 0.17
         figure.text(left / width, bottom / height, text, fontsize=style.pop("fontsize", 7), parse_math=False, **style)
 
     lefts = [0.15 + tile + between + k * (between + 2 * tile + gap) for k in range(networks)]
-    for k, name in enumerate(names):
-        title = f"{k + 1}. {_shorten(name, 34)}"
+    for k, (name, note) in enumerate(zip(names, notes, strict=True)):
+        title = f"{k + 1}. {_shorten(name, 26)}"
         figure.text(lefts[k] / width, 1 - 0.2 / height, title, fontsize=8.5, weight="bold", parse_math=False)
+        figure.text(lefts[k] / width, 1 - 0.34 / height, note, fontsize=7, color="#555555", parse_math=False)
     for row, position in enumerate(positions):
         index = int(explanations[0].indices[position])
         picture, label = data.images[index], int(data.labels[index])

@@ -59,7 +59,12 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def write_report(
-    runs: Sequence[Path], output: Path | None = None, *, top: int = 4, data_dir: Path | None = None, device: str = "auto"
+    runs: Sequence[Path],
+    output: Path | None = None,
+    *,
+    top: int = 4,
+    data_dir: Path | None = None,
+    device: str = "auto",
 ) -> Path:
     """Write the report of one run or of several over the same data.
 
@@ -211,12 +216,13 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
     for _, row in recipes.iterrows():
         val = interval(row["val_accuracy"], row["val_low"], row["val_high"])
         test = interval(row["test_accuracy"], row["test_low"], row["test_high"])
+        gap = row["generalization_gap"]
         rows.append(
             {
                 **row,
                 "val": val,
                 "test": test,
-                "gap": "–" if pd.isna(row["generalization_gap"]) else f"{100 * row['generalization_gap']:+.1f}".replace("-", "−"),
+                "gap": "–" if pd.isna(gap) else f"{100 * gap:+.1f}".replace("-", "−"),
                 "trial": ", ".join(row["trial_ids"]),
             }
         )
@@ -265,7 +271,11 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
             "val": percent(row["val_accuracy"], 2),
             "train": percent(row["train_accuracy"], 2),
             "test": percent(row["test_accuracy"], 2),
-            "note": row["stop_reason"] if pd.notna(row["stop_reason"]) else row["error"] if pd.notna(row["error"]) else "",
+            "note": row["stop_reason"]
+            if pd.notna(row["stop_reason"])
+            else row["error"]
+            if pd.notna(row["error"])
+            else "",
             "values": ["" if pd.isna(row[name]) else row[name] for name in names],
         }
         for _, row in ordered.iterrows()
@@ -318,27 +328,30 @@ def _pictures(
         add(
             "savings",
             "What early stopping saved",
-            f"{run} epochs were run; without early stopping it would have been {full}: {percent(1 - run / full, 0)} less.",
+            f"{run} epochs were run of {full} without early stopping: {percent(1 - run / full, 0)} less.",
             f"Trials in training at each epoch: {run} epochs run of {full}.",
             figures.savings_figure(savings),
         )
     if data is not None and explanations:
         columns = recipe_columns(trials)
         shown = list(explanations)[:PANEL_NETWORKS]
-        names = [
-            recipe_name(trial, columns) + ("" if trial["status"] == "completed" else f" (epoch {trial['best_epoch']})")
-            for _, trial in chosen.iterrows()
-        ][:PANEL_NETWORKS]
+        networks = [trial for _, trial in chosen.iterrows()][:PANEL_NETWORKS]
+        names = [recipe_name(trial, columns) for trial in networks]
+        notes = [
+            f"epoch {trial['best_epoch']}{'' if trial['status'] == 'completed' else ', stopped early'}, "
+            f"test accuracy {percent(explanation.accuracy)}"
+            for trial, explanation in zip(networks, shown, strict=True)
+        ]
         positions = figures.choose_images(shown[0], PANEL_RIGHT, PANEL_WRONG)
         add(
             "panel",
             "What the networks look at",
-            f"Test images, a seeded choice of up to {PANEL_RIGHT} that the best network gets right and {PANEL_WRONG} that "
-            "it gets wrong. For each network saliency (absolute gradient of the predicted class's logit) and Grad-CAM "
-            "(last stage) laid over the image; each map is scaled by itself, so brightness cannot be compared between "
-            "maps.",
+            f"Test images, a seeded choice of up to {PANEL_RIGHT} that the best network gets right and {PANEL_WRONG} "
+            "that it gets wrong. For each network saliency (absolute gradient of the predicted class's logit) and "
+            "Grad-CAM (last stage) laid over the image; each map is scaled by itself, so brightness "
+            "cannot be compared between maps.",
             f"{len(positions)} test images with saliency and Grad-CAM maps of {len(shown)} networks.",
-            figures.panel_figure(shown, names, data, positions),
+            figures.panel_figure(shown, names, notes, data, positions),
         )
     return pictures
 

@@ -29,9 +29,7 @@ def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
     numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
     lines = []
     for row in [list(map(str, shown.columns)), *shown.to_numpy().tolist()]:
-        cells = (
-            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)
-        )
+        cells = (c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 

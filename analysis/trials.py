@@ -1,9 +1,9 @@
 """Run directory -> one DataFrame of trials and one of epochs. Only JSON and YAML are read: nothing is unpickled.
 
-    RUN/study.yaml                      settings as resolved, data fingerprint, machine, versions
-    RUN/trials.json                     every trial that was asked for, written before the first one starts
-    RUN/events.jsonl                    attempts, starts and ends of trials, ASHA's decisions; append-only
-    RUN/tune/attempt-N/TRIAL/           result.json (one line an epoch), checkpoint_*/
+RUN/study.yaml                      settings as resolved, data fingerprint, machine, versions
+RUN/trials.json                     every trial that was asked for, written before the first one starts
+RUN/events.jsonl                    attempts, starts and ends of trials, ASHA's decisions; append-only
+RUN/tune/attempt-N/TRIAL/           result.json (one line an epoch), checkpoint_*/
 """
 
 import json
@@ -23,7 +23,7 @@ from trainables.settings import TrialSettings
 RunPath: TypeAlias = str | Path
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]
 STATUSES = ["pending", "running", "completed", "stopped", "diverged", "failed"]
-EPOCH_COLUMNS = {
+EPOCH_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
     "epoch": "int64",
     "lr": "float64",
@@ -34,7 +34,7 @@ EPOCH_COLUMNS = {
     "epoch_seconds": "float64",
     "images_per_second": "float64",
 }
-TRIAL_COLUMNS = {
+TRIAL_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
     "status": pd.CategoricalDtype(STATUSES),
     "stop_reason": "str",

@@ -74,7 +74,9 @@ def save_explanation(
     bars.barh(range(len(best)), probabilities[best], color="#4c72b0", height=0.35, align="edge")
     for row, index in enumerate(best):
         name = class_names[index] if len(class_names[index]) <= 28 else class_names[index][:27] + "…"
-        bars.text(0.0, row - 0.08, f"{name}  {100 * probabilities[index]:.1f} %", fontsize=9, va="bottom", parse_math=False)
+        bars.text(
+            0.0, row - 0.08, f"{name}  {100 * probabilities[index]:.1f} %", fontsize=9, va="bottom", parse_math=False
+        )
     bars.set_ylim(len(best) - 0.4, -0.6)
     bars.set_xlim(0, 1)
     bars.set_axis_off()

@@ -11,7 +11,7 @@ import yaml
 from analysis.tables import as_text
 from analysis.trials import STATUSES, load_trials, read_study, varied
 from study.run import ENDED, resume_study, run_study
-from study.settings import PRESETS, HYPERPARAMETERS, StudySettings, load_settings, preset_names
+from study.settings import HYPERPARAMETERS, PRESETS, StudySettings, load_settings, preset_names
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with an interrupted study")
     resume.add_argument("run", type=Path, metavar="RUN", help="run directory")
     for sub in (run, resume):
-        sub.add_argument("--address", default="local", metavar="A", help="a Ray cluster's address [local: this machine]")
+        sub.add_argument("--address", default="local", metavar="A", help="of a Ray cluster [local: this machine]")
         sub.add_argument("--quiet", action="store_true", help="show no progress")
 
     status = commands.add_parser("status", help="say how far a study is")
@@ -114,8 +114,9 @@ def _print_summary(run: Path) -> None:
     counts = trials["status"].value_counts()
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts.get(status, 0)]
     print(f"{len(trials)} trials: {', '.join(parts)}; {trials['epochs'].sum()} epochs run")
-    best = trials.loc[trials["val_accuracy"].idxmax()] if trials["val_accuracy"].notna().any() else None
-    if best is not None:
+    scored = trials[trials["val_accuracy"].notna()].sort_values("val_accuracy", ascending=False)
+    if len(scored):
+        best = scored.iloc[0]
         recipe = ", ".join(f"{name}={best[name]}" for name in varied(trials)) or "the one configuration"
         print(
             f"best validation accuracy {best['val_accuracy']:.4f} at epoch {best['best_epoch']}: {recipe} "
@@ -171,7 +172,9 @@ def _presets(_: argparse.Namespace) -> int:
     for name in preset_names():
         settings = load_settings(name)
         size = settings.num_trials or settings.space_size()
-        print(f"{name}: {settings.dataset}, {size} trials of up to {settings.max_epochs} epochs ({PRESETS / name}.yaml)")
+        print(
+            f"{name}: {settings.dataset}, {size} trials of up to {settings.max_epochs} epochs ({PRESETS / name}.yaml)"
+        )
         for parameter, values in settings.space.items():
             print(f"    {parameter}: {values}")
     print("next: python -m study run --preset NAME, or copy a file, change it and give its path")

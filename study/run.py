@@ -155,7 +155,7 @@ def _resources(settings: StudySettings, address: str, num_trials: int) -> _Resou
     # On a cluster that grows by itself more may come; here it cannot, and Ray Tune would wait for ever.
     if address == "local" and (cpus_per_trial > cpus or gpus_per_trial > gpus):
         raise StudyError(
-            f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but this machine has {cpus} and {gpus:g}; "
+            f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but there are {cpus} and {gpus:g}; "
             "lower cpus_per_trial or gpus_per_trial"
         )
     return _Resources(cpus_per_trial, gpus_per_trial)
@@ -343,5 +343,3 @@ def _optuna(settings: StudySettings, ended: pd.DataFrame, begun: pd.DataFrame) -
     for _, row in ended[ended["val_accuracy"].notna()].iterrows():
         searcher.add_evaluated_point({f"trial/{name}": row[name] for name in names}, row["val_accuracy"])
     return searcher
-
-

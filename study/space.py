@@ -27,7 +27,7 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
     if settings.space_size() is not None:
         # A finite space is shuffled whole, also for a random search: drawing without replacement.
         names, values = list(settings.space), list(settings.space.values())
-        grid = [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]  # type: ignore[arg-type]
+        grid = [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]
         chosen = [grid[i] for i in rng.permutation(len(grid))[: settings.num_trials]]
         return [TrialSettings(**{**fixed, **trial}) for trial in chosen]
     trials: dict[str, TrialSettings] = {}
@@ -45,7 +45,7 @@ def _draw(name: str, values: list[Any] | Range, rng: np.random.Generator) -> Any
         return values[int(rng.integers(len(values)))]
     if TrialSettings.model_fields[name].annotation is int:
         if values.log:
-            return int(round(math.exp(rng.uniform(math.log(values.min), math.log(values.max)))))
+            return round(math.exp(rng.uniform(math.log(values.min), math.log(values.max))))
         return int(rng.integers(int(values.min), int(values.max) + 1))
     if values.log:
         return float(math.exp(rng.uniform(math.log(values.min), math.log(values.max))))

@@ -1,8 +1,8 @@
 """Checkpoints: a folder of weights, optimizer state and readable JSON, written atomically and loaded safely.
 
-    FOLDER/checkpoint.json   format, settings, class names, epoch, metrics: for people and for `load_checkpoint`
-    FOLDER/weights.pt        the network's state dict
-    FOLDER/optimizer.pt      what only going on with training needs
+FOLDER/checkpoint.json   format, settings, class names, epoch, metrics: for people and for `load_checkpoint`
+FOLDER/weights.pt        the network's state dict
+FOLDER/optimizer.pt      what only going on with training needs
 """
 
 import dataclasses
@@ -124,4 +124,4 @@ def _load_model(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
             f"{folder / 'weights.pt'}: of another network than checkpoint.json describes "
             f"(ResNet-18, width {settings.width}, {len(about['class_names'])} classes)"
         ) from error
-    return model.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -84,7 +84,7 @@ class ImageData:
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
             raise DataError(
                 f"labels run from {self.labels.min()} to {self.labels.max()}, "
-                f"but there are {len(self.class_names)} class names: they must run from 0 to {len(self.class_names) - 1}"
+                f"but there are {len(self.class_names)} class names: 0 to {len(self.class_names) - 1} are allowed"
             )
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         if not counts.all():
@@ -107,8 +107,8 @@ class ImageData:
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that depend on every pixel, label and class name."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
-        digest.update(np.ascontiguousarray(self.labels))
-        digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels).data)
+        digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()[:16]
 
     def channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -161,7 +161,7 @@ def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> NDArra
     """
     classes, counts = np.unique(labels, return_counts=True)
     if not len(classes) <= size <= len(labels):
-        raise DataError(f"cannot take {size} of {len(labels)} images in {len(classes)} classes: one image a class or more")
+        raise DataError(f"cannot take {size} images: allowed are {len(classes)} (one a class) to {len(labels)} (all)")
     exact = counts * size / len(labels)
     take = np.maximum(np.floor(exact).astype(np.int64), 1)
     # The largest remainders get what is left over; where the floor of 1 took too much, the largest classes give back.

@@ -34,15 +34,17 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
+        # Equal to a 1 x 1 convolution of this stride, which in oneDNN (torch 2.15) corrupts memory for fewer than 16
+        # channels in channels_last at odd batch sizes.
+        self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        shortcut = self.shortcut(x[:, :, :: self.stride, :: self.stride])
+        return torch.relu(self.bn2(self.conv2(out)) + shortcut)
 
 
 class ResNet18(nn.Module):

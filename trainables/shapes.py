@@ -9,12 +9,12 @@ Only additions, products, quotients, square roots and comparisons are applied to
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 SIZE = 32
 BLOCK = 500  # images drawn at once; a block depends on the seed, the split and its own number only
@@ -100,8 +100,16 @@ SUPERCLASSES = tuple(i // len(PATTERNS) for i in range(len(CLASS_NAMES)))
 
 # Evenly spread hues at full saturation; a colour is one of them, moved towards a grey of its own.
 _HUES = np.array(
-    [[1, 0.15, 0.1], [1, 0.6, 0], [0.85, 0.85, 0], [0.1, 0.75, 0.15], [0, 0.7, 0.8], [0.1, 0.3, 1], [0.6, 0.2, 0.9]]
-    + [[1, 0.3, 0.7]],
+    [
+        [1, 0.15, 0.1],
+        [1, 0.6, 0],
+        [0.85, 0.85, 0],
+        [0.1, 0.75, 0.15],
+        [0, 0.7, 0.8],
+        [0.1, 0.3, 1],
+        [0.6, 0.2, 0.9],
+        [1, 0.3, 0.7],
+    ],
     dtype=np.float32,
 )
 

@@ -1,11 +1,11 @@
 """The training loop: an iterator that yields after each epoch, and knows nothing of Ray.
 
-    from trainables import TrialSettings, load_data, split_validation, save_checkpoint, train
+from trainables import TrialSettings, load_data, split_validation, save_checkpoint, train
 
-    train_data, val_data = split_validation(load_data("shapes100", "train", size=5000), 0.1, seed=0)
-    for metrics, state in train(TrialSettings(width=16, max_epochs=5), train_data, val_data):
-        print(metrics.epoch, metrics.val_accuracy)
-    save_checkpoint("my-checkpoint", state)
+train_data, val_data = split_validation(load_data("shapes100", "train", size=5000), 0.1, seed=0)
+for metrics, state in train(TrialSettings(width=16, max_epochs=5), train_data, val_data):
+    print(metrics.epoch, metrics.val_accuracy)
+save_checkpoint("my-checkpoint", state)
 """
 
 import contextlib
@@ -109,13 +109,15 @@ def autocast(device: torch.device, precision: Precision = "auto") -> contextlib.
     ``auto`` is bf16 where the hardware multiplies bf16 (CUDA from Ampere on; CPUs with AVX512-BF16 or AMX), else fp32.
     """
     if precision == "auto":
-        native = {
-            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-            # The public torch.cpu.get_capabilities() is newer than the oldest torch that is supported.
-            "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
-        }.get(device.type, lambda: False)()
-        precision = "bf16" if native else "fp32"
+        precision = "bf16" if _multiplies_bf16(device) else "fp32"
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # The public torch.cpu.get_capabilities() is newer than the oldest torch that is supported.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def new_state(settings: TrialSettings, data: ImageData, device: torch.device) -> TrainingState:
@@ -253,7 +255,7 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[
             logits = model(to_input(x))
         loss = F.cross_entropy(logits.float(), y)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         loss_sum += loss.detach() * len(y)
         correct += (logits.argmax(1) == y).sum()
