@@ -36,8 +36,10 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     if len(finite) < 2:
         return mean, math.nan, math.nan
     freedom = len(finite) - 1
-    # Beyond the table the first correction term of the t quantile is exact to three digits.
-    t = _T95[freedom - 1] if freedom <= len(_T95) else Z95 + (Z95**3 + Z95) / (4 * freedom)
+    if freedom <= len(_T95):
+        t = _T95[freedom - 1]
+    else:  # Fisher's expansion about the normal quantile, exact to three digits beyond the table
+        t = Z95 + (Z95**3 + Z95) / (4 * freedom) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * freedom**2)
     half = t * float(finite.std(ddof=1)) / math.sqrt(len(finite))
     return mean, mean - half, mean + half
 
@@ -97,10 +99,11 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
     for _, group in seen.groupby(columns, observed=True, sort=False) if columns else [((), seen)]:
         whole = group[group["status"] == "completed"]
         pool = group if whole.empty else whole
-        candidates = list(pool.groupby(amounts, observed=True, sort=False)) if amounts else [((), pool)]
+        candidates = list(pool.groupby([*amounts, "max_epochs"], observed=True, sort=False))
         _, best = max(candidates, key=lambda item: item[1]["val_accuracy"].mean())
-        mean, low, high = mean_interval(best["val_accuracy"].to_numpy())
-        if len(best) == 1:
+        by_seed = best.groupby("seed")["val_accuracy"].mean()
+        mean, low, high = mean_interval(by_seed.to_numpy())
+        if len(by_seed) == 1:
             low, high = wilson_interval(mean, num_val_images)
         first = best.sort_values("val_accuracy", ascending=False).iloc[0]
         rows.append(
@@ -108,7 +111,7 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
                 "recipe": recipe_name(first, columns),
                 **{name: first[name] for name in [*columns, *amounts]},
                 "trial_ids": tuple(best["trial_id"]),
-                "num_seeds": len(best),
+                "num_seeds": int(best["seed"].nunique()),
                 "num_trials": len(group),
                 "censored": whole.empty,
                 "epochs": int(best["epochs"].max()),
@@ -148,7 +151,7 @@ def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:
     if ended.empty:
         return pd.DataFrame()
     stopped = ended[ended["status"] == "stopped"]
-    marks = sorted({*stopped["epochs"], int(ended["epochs"].max())})
+    marks = sorted(set(ended["epochs"]))
     return pd.DataFrame(
         {
             "epoch": marks,

@@ -25,7 +25,7 @@ _TILE = 96  # pixels of one picture in the panel
 def _style(index: int) -> dict[str, Any]:
     return {
         "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[index % len(MARKERS)],
+        "marker": MARKERS[(index + index // 28) % len(MARKERS)],
         "linestyle": LINES[index // len(PALETTE) % len(LINES)],
     }
 
@@ -72,10 +72,10 @@ def accuracy_figure(recipes: pd.DataFrame) -> Figure:
 
 def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     """Draw validation accuracy over epochs, one line a trial; a cross marks where ASHA stopped it."""
-    figure = Figure(figsize=(8, 4.2), dpi=DPI, layout="constrained")
-    axis = figure.subplots()
     columns = recipe_columns(trials)
     names = trials.apply(lambda row: recipe_name(row, columns), axis=1)
+    figure = Figure(figsize=(8, max(4.2, 0.8 + 0.18 * names.nunique())), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
     styles = {name: _style(i) for i, name in enumerate(names.unique())}
     curves = dict(list(epochs.groupby("trial_id")))
     seen: set[str] = set()
@@ -109,11 +109,11 @@ def lr_figure(trials: pd.DataFrame) -> Figure:
     """
     points = accuracy_over(trials, "lr")
     panels = sorted(points["optimizer"].unique()) if "optimizer" in points else [None]
-    figure = Figure(figsize=(8, 3.6), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     others = [c for c in recipe_columns(trials) if c not in ("lr", "optimizer")]
     names = points.apply(lambda row: recipe_name(row, others), axis=1)
     styles = {name: _style(i) for i, name in enumerate(sorted(names.unique()))}
+    figure = Figure(figsize=(8, max(3.6, 1.0 + 0.18 * len(styles))), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         inside = points["optimizer"] == panel if panel is not None else pd.Series(True, index=points.index)
         for name, style in styles.items():
@@ -209,7 +209,7 @@ def panel_figure(
     for k, (name, note) in enumerate(zip(names, notes, strict=True)):
         title = f"{k + 1}. {_shorten(name, 26)}"
         figure.text(lefts[k] / width, 1 - 0.2 / height, title, fontsize=8.5, weight="bold", parse_math=False)
-        figure.text(lefts[k] / width, 1 - 0.34 / height, note, fontsize=7, color="#555555", parse_math=False)
+        figure.text(lefts[k] / width, 1 - 0.34 / height, note, fontsize=6, color="#555555", parse_math=False)
     for row, position in enumerate(positions):
         index = int(explanations[0].indices[position])
         picture, label = data.images[index], int(data.labels[index])

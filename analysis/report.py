@@ -1,6 +1,7 @@
 """Tables and figures -> report.html (one file, opens offline), report.md and figures/."""
 
 import base64
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import jinja2
 import numpy as np
 import pandas as pd
 import yaml
+from jinja2 import Undefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import figures
@@ -357,30 +360,30 @@ def _pictures(
 
 
 def _write(output: Path, context: dict[str, Any], pictures: dict[str, _Picture]) -> None:
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["cell"] = _markdown_cell
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    options: dict[str, Any] = {"loader": loader, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
+    # Whatever comes from a run is text: markup in class names, run names or errors shows as it is.
+    environments = {
+        "html": jinja2.Environment(autoescape=True, lstrip_blocks=True, **options),
+        "md": jinja2.Environment(finalize=_markdown_text, lstrip_blocks=True, **options),
+    }
+    environments["md"].filters["code"] = lambda value: Markup(" ".join(str(value).split()))
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
         for picture in pictures.values():
             (output / "figures" / f"{picture.name}.png").write_bytes(picture.png)
-        for name in ("report.html", "report.md"):
-            text = environment.get_template(f"template.{name.split('.')[1]}").render(context)
-            (output / name).write_text(text, encoding="utf-8")
+        for kind, environment in environments.items():
+            text = environment.get_template(f"template.{kind}").render(context)
+            (output / f"report.{kind}").write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{output}: the report cannot be written ({error.strerror or error})") from error
 
 
-def _markdown_cell(value: object) -> str:
-    """Return text for a cell of a Markdown table, in which nothing is markup."""
-    text = " ".join(str(value).split())
-    for character in "\\`*_{}[]<>|#":
+def _markdown_text(value: object) -> object:
+    """Return a value as Markdown text, also in a table's cell, in which nothing is markup."""
+    if isinstance(value, Markup | Undefined):
+        return value
+    text = html.escape(" ".join(str(value).split()) if not str(value).isspace() else str(value), quote=False)
+    for character in "\\`*_{}[]|#":
         text = text.replace(character, "\\" + character)
     return text

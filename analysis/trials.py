@@ -86,7 +86,7 @@ def read_study(run: RunPath) -> dict[str, Any]:
         raise RunError(f"{run}: {what}; python -m study list shows the runs") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(study, dict) or not {"settings", "data"} <= set(study):
+    if not isinstance(study, dict) or not all(isinstance(study.get(part), dict) for part in ("settings", "data")):
         raise RunError(f"{file}: is not the study.yaml of a run: it has no settings and data")
     return study
 
@@ -155,7 +155,8 @@ def _epoch_table(run: Path) -> pd.DataFrame:
 def _trial_table(run: Path) -> pd.DataFrame:
     trials, live_attempt = _read_run(run)
     rows = [_trial_row(run, trial, live_attempt) for trial in trials]
-    asked = read_study(run)["settings"].get("num_trials") or 0
+    settings = read_study(run)["settings"]
+    asked = settings.get("num_trials") or 0 if settings.get("search") == "optuna" else 0
     # A search that chooses as it goes has not yet said what its last trials are: they are asked for all the same.
     rows += [{"trial_id": f"pending-{i + 1}", "status": "pending", "epochs": 0} for i in range(len(rows), asked)]
     frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS]).astype(TRIAL_COLUMNS)
@@ -204,8 +205,10 @@ def _read_run(run: Path) -> tuple[list[_Trial], int | None]:
     """Return the trials in the order asked for, and the number of the attempt that is running now, if one is."""
     read_study(run)
     trials: dict[str, _Trial] = {}
-    for entry in _read_json(run / "trials.json") or []:
-        trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"])
+    entries = _read_json(run / "trials.json")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and "trial_id" in entry:
+            trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"])
     live_attempt = _read_events(run, trials)
     folders = sorted(run.glob("tune/attempt-*/*/result.json"), key=_by_attempt)
     for file in folders:
@@ -258,7 +261,7 @@ def _is_alive(attempt: dict[str, Any]) -> bool:
 
 
 def _is_epoch(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("epoch"), int) and {"train_loss", "val_accuracy", "train_accuracy"} <= row.keys()
+    return isinstance(row.get("epoch"), int) and EPOCH_COLUMNS.keys() - {"trial_id"} <= row.keys()
 
 
 def _by_attempt(file: Path) -> tuple[int, str]:

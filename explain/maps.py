@@ -13,7 +13,7 @@ w_ck / Z everywhere, so Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2) need
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Maps:
     """Maps of N images, raw: neither rectified nor scaled, so that magnitudes can be compared.
 
     Attributes:
-        logits: (N, C) float32.
+        logits: (N, C) float32, or float64 of a float64 network, as the maps.
         target: (N,) int64, the class explained.
         saliency: (N, H, W) float32, at least 0; absolute gradient of the score, maximum over channels.
         cam: (N, h, w) float32 at the resolution of the last stage, before the ReLU. Its sum plus the head's bias of the
@@ -83,27 +83,36 @@ def explain(
         raise ValueError(f"images must be floating (N, C, H, W), not {images.dtype} {tuple(images.shape)}")
     if target is not None and target.shape != images.shape[:1]:
         raise ValueError(f"target must have shape ({len(images)},), not {tuple(target.shape)}")
+    if score not in get_args(Score):
+        raise ValueError(f"score must be one of {get_args(Score)}, not {score!r}")
     autocast = torch.autocast(images.device.type, dtype, enabled=dtype is not None)
     with _eval_mode(model), torch.enable_grad():
         x = images.detach().requires_grad_()
         with autocast:
             activations = features(x)
-            logits = head(activations.mean(dim=(2, 3))).float()
+            logits = _at_least_float32(head(activations.mean(dim=(2, 3))))
             with torch.no_grad():
-                expected = model(images[:1]).float()
-        # Loose enough for bf16, whose sums depend on the batch; another head differs by far more.
-        if not torch.allclose(expected, logits[:1].detach(), rtol=0.1, atol=0.1 * expected.std().item() + 1e-3):
+                expected = _at_least_float32(model(images[:1]))
+        # Loose enough for sums that depend on the batch; another head differs by more.
+        tolerance = 0.01 if activations.dtype in (torch.float32, torch.float64) else 0.1
+        if not torch.allclose(
+            expected, logits[:1].detach(), rtol=tolerance, atol=tolerance * expected.std().item() + 1e-5
+        ):
             raise ModelError(f"{type(model).__name__}: its output is not head(features(x).mean((2, 3)))")
         chosen = logits.argmax(1) if target is None else target
         scores = logits if score == "logit" else F.log_softmax(logits, dim=1)
         (gradient,) = torch.autograd.grad(scores.gather(1, chosen[:, None]).sum(), x)
     with torch.no_grad():
-        weights = head.weight.float()[chosen]
+        weights = _at_least_float32(head.weight)[chosen]
         if score == "log_prob":
-            weights = weights - logits.softmax(1) @ head.weight.float()
+            weights = weights - logits.softmax(1) @ _at_least_float32(head.weight)
         positions = activations.shape[2] * activations.shape[3]
-        cam = torch.einsum("nk,nkhw->nhw", weights, activations.detach().float()) / positions
-    return Maps(logits.detach(), chosen.detach(), gradient.float().abs().amax(dim=1), cam)
+        cam = torch.einsum("nk,nkhw->nhw", weights, _at_least_float32(activations.detach())) / positions
+    return Maps(logits.detach(), chosen.detach(), _at_least_float32(gradient).abs().amax(dim=1), cam)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

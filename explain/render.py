@@ -19,6 +19,8 @@ def scale(heat: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     positive = np.maximum(np.asarray(heat, dtype=np.float64), 0.0)
     low, top = float(positive.min()), float(np.percentile(positive, 99.5))
+    if top == low:  # fewer bright pixels than the percentile leaves out
+        top = float(positive.max())
     return np.clip((positive - low) / (top - low), 0.0, 1.0) if top > low else np.zeros_like(positive)
 
 

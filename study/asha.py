@@ -12,7 +12,7 @@ from trainables.tune_trial import OBJECTIVE
 
 def trial_name(trial: Trial) -> str:
     """Return the trial's id in the run directory: the name of its folder."""
-    return str(trial.relative_logdir)
+    return str(trial.relative_logdir or trial.custom_dirname)
 
 
 class RecordingASHA(AsyncHyperBandScheduler):

@@ -1,6 +1,7 @@
 """The log of a run: what started, what ended and why, one JSON object a line."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,5 +21,10 @@ class EventLog:
     def append(self, event: str, **fields: Any) -> None:
         """Append one event with the present time (seconds since 1970, UTC)."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
-        with self.file.open("a", encoding="utf-8") as out:
-            out.write(line + "\n")
+        with self.file.open("ab+") as out:
+            # A line that a crash left half written must not swallow the next.
+            if out.tell():
+                out.seek(-1, os.SEEK_END)
+                if out.read(1) != b"\n":
+                    out.write(b"\n")
+            out.write(line.encode() + b"\n")

@@ -106,6 +106,7 @@ class Progress:
                 f"{self._ended.total():>4}/{self._num_trials}  {trial_id}  {shown.recipe}  {status} at epoch "
                 f"{shown.epoch}, validation accuracy {shown.val_accuracy:.3f}; {best}; {self._time_line()}",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
 
@@ -144,10 +145,12 @@ class Progress:
             speed = f"{shown.images_per_second:,.0f}" if shown.epoch else ""
             accuracy = f"{shown.val_accuracy:.3f}" if shown.epoch else ""
             epoch = f"{shown.epoch}/{self._max_epochs}"
-            table.add_row(trial_id, shown.recipe, epoch, bar, accuracy, speed, Text("running", "cyan"))
+            table.add_row(trial_id, Text(shown.recipe), epoch, bar, accuracy, speed, Text("running", "cyan"))
         if len(self._running) > SHOWN_RUNNING:
             table.add_row("", f"and {len(self._running) - SHOWN_RUNNING} more")
         for trial_id, shown, status in reversed(self._last):
             epoch, accuracy = f"{shown.epoch}/{self._max_epochs}", f"{shown.val_accuracy:.3f}"
-            table.add_row(trial_id, shown.recipe, epoch, "", accuracy, "", Text(status, ENDED_STYLES[status]))
-        return Panel(Group(counts, done, best, Text(), table), title=self._title, title_align="left", padding=(1, 2))
+            table.add_row(trial_id, Text(shown.recipe), epoch, "", accuracy, "", Text(status, ENDED_STYLES[status]))
+        return Panel(
+            Group(counts, done, best, Text(), table), title=Text(self._title), title_align="left", padding=(1, 2)
+        )

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import ray
 import torch
@@ -250,12 +251,16 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, address: str, 
     title = f"{run.name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space), list(ended["status"]))
     checkpoints = {}
-    for trial_id in begun["trial_id"]:
-        saved = checkpoints_of(run, trial_id)
-        if saved:
-            checkpoints[trial_id.split("-")[0]] = str(saved[max(saved)])
+    for trial_id, epochs in zip(begun["trial_id"], begun["epochs"], strict=True):
+        # A worker may have saved an epoch that the driver did not live to record: it is run again, not left out.
+        recorded = {epoch: folder for epoch, folder in checkpoints_of(run, trial_id).items() if epoch <= epochs}
+        if recorded:
+            checkpoints[trial_id.split("-")[0]] = str(recorded[max(recorded)])
 
     train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
+    # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _ray(address):
         resources = _resources(settings, address, left)
         trainable = tune.with_parameters(
@@ -292,8 +297,6 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, address: str, 
         )
         events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
         reason = "error"
-        # Ray Tune logs which trials failed; the run directory says so too.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             with progress if show else contextlib.nullcontext():
                 tuner.fit()

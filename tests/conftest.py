@@ -1,0 +1,75 @@
+"""What several test modules share: one small finished study, made once."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+# Small enough for seconds; the trials with a learning rate of 1e-7 learn nothing, so ASHA stops them.
+TINY = (
+    "dataset=folder",
+    "train_size=null",
+    "val_fraction=0.25",
+    "max_epochs=3",
+    "grace_period=1",
+    "cpus_per_trial=2",
+    "fixed.width=4",
+    "fixed.batch_size=16",
+    "fixed.warmup_epochs=0",
+    "space.lr=[0.05,1e-7]",
+    "space.augmentation=[none,flip+crop]",
+    "space.optimizer=[sgd]",
+    "seed=1",
+)
+COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "white": (230, 230, 230)}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures in four easily told classes, 40 of each."""
+    directory = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, color in COLORS.items():
+        (directory / name).mkdir()
+        for i in range(40):
+            noisy = np.array(color) + rng.normal(0, 25, (32, 32, 3))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(directory / name / f"{i}.png")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(pictures: Path) -> tuple[str, ...]:
+    """Overrides of the preset demo for a study of four trials that takes seconds."""
+    return (*TINY, f"data_dir={pictures}")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray with its own directory, for all studies of the tests; nobody else's Ray is touched."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=directory)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_session: None, tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a tiny study that ran to its end."""
+    from study import load_settings, run_study
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    assert run_study(load_settings("demo", tiny), run, show=False)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _single_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,220 @@
+"""The three commands as a newcomer types them, in processes of their own."""
+
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis import load_trials
+
+ROOT = Path(__file__).parent.parent
+SMALL = ("train_size=300", "max_epochs=2", "space.augmentation=[none]", "fixed.width=8", "fixed.batch_size=50")
+
+
+@pytest.fixture(scope="module")
+def ray_directory() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
+        yield directory
+
+
+def _environment(ray_directory: str) -> dict[str, str]:
+    return {**os.environ, "RAY_TMPDIR": ray_directory, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
+def _command(ray_directory: str, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, env=_environment(ray_directory), capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(ray_directory: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a small study of shapes100 was run and reported on."""
+    cwd = tmp_path_factory.mktemp("workplace")
+    ran = _command(ray_directory, cwd, "study", "run", "--name", "small", *SMALL)
+    assert ran.returncode == 0, ran.stderr
+    assert "4 trials: " in ran.stdout
+    assert ran.stdout.rstrip().endswith("next: python -m analysis report runs/small")
+    reported = _command(ray_directory, cwd, "analysis", "report", "runs/small", "--top", "2")
+    assert reported.returncode == 0, reported.stderr
+    assert "report: runs/small/report/report.html" in reported.stdout
+    return cwd
+
+
+def test_progress_says_how_each_trial_ended(workplace: Path, ray_directory: str) -> None:
+    status = _command(ray_directory, workplace, "study", "status", "runs/small")
+    assert status.returncode == 0
+    for trial_id in load_trials(workplace / "runs/small")["trial_id"]:
+        assert trial_id in status.stdout
+    listing = _command(ray_directory, workplace, "study", "list")
+    assert "runs/small  finished  shapes100  4/4" in listing.stdout
+
+
+def test_report_holds_what_it_should(workplace: Path) -> None:
+    report = workplace / "runs/small/report"
+    html = (report / "report.html").read_text()
+    best = load_trials(workplace / "runs/small").sort_values("val_accuracy").iloc[-1]
+    for text in ("Accuracy of each recipe", "What the networks look at", "Learning curves", "How to reproduce it"):
+        assert text in html
+    for text in (best["trial_id"], "python -m study run --name small", "Grad-CAM on object"):
+        assert text in html
+    # One file: every picture inside, nothing from elsewhere.
+    assert html.count("data:image/png;base64,") >= 4
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "<script" not in html
+    markdown = (report / "report.md").read_text()
+    assert "| Recipe | Validation | Test |" in markdown
+    for name in ("accuracy", "curves", "learning_rate", "panel"):
+        assert f"figures/{name}.png" in markdown
+        with Image.open(report / "figures" / f"{name}.png") as figure:
+            assert min(figure.size) > 200
+
+
+def test_report_again_reads_what_was_computed(workplace: Path, ray_directory: str) -> None:
+    arrays = sorted((workplace / "runs/small/explanations").glob("*/arrays.npz"))
+    assert len(arrays) == 2
+    before = [file.stat().st_mtime_ns for file in arrays]
+    again = _command(
+        ray_directory, workplace, "analysis", "report", "runs/small", "--top", "2", "--output", "elsewhere"
+    )
+    assert again.returncode == 0
+    assert [file.stat().st_mtime_ns for file in arrays] == before
+    assert (workplace / "elsewhere/report.html").exists()
+
+
+def test_trials_on_the_command_line_are_those_of_python(workplace: Path, ray_directory: str) -> None:
+    query = "optimizer == 'sgd' and lr <= 0.01"
+    shown = _command(ray_directory, workplace, "analysis", "trials", "runs/small", "--query", query, "--format", "csv")
+    assert shown.returncode == 0
+    expected = load_trials(workplace / "runs/small").query(query)
+    assert len(expected) == 1
+    got = pd.read_csv(io.StringIO(shown.stdout), dtype={"trial_id": str})
+    assert list(got["trial_id"]) == list(expected["trial_id"])
+    assert list(got.columns) == list(expected.columns)
+    assert got["val_accuracy"].to_list() == expected["val_accuracy"].to_list()
+
+
+@pytest.mark.parametrize("fmt", ["csv", "json", "parquet", "table"])
+def test_epochs_in_every_format(workplace: Path, ray_directory: str, fmt: str) -> None:
+    words = ("epochs", "runs/small", "--sort=-val_accuracy", "--columns", "trial_id,epoch,val_accuracy")
+    written = _command(ray_directory, workplace, "analysis", *words, "--format", fmt, "--output", f"e.{fmt}")
+    assert written.returncode == 0, written.stderr
+    file = workplace / f"e.{fmt}"
+    if fmt == "table":
+        assert file.read_text().splitlines()[0].split() == ["trial_id", "epoch", "val_accuracy"]
+        return
+    table = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[fmt](file)
+    assert list(table.columns) == ["trial_id", "epoch", "val_accuracy"]
+    assert table["val_accuracy"].is_monotonic_decreasing
+    assert len(table) == load_trials(workplace / "runs/small")["epochs"].sum()
+
+
+def test_anyones_pictures_are_explained(workplace: Path, ray_directory: str) -> None:
+    Image.new("RGBA", (300, 200), (255, 0, 0, 128)).save(workplace / "red.png")
+    (workplace / "broken.jpg").write_bytes(b"no picture")
+    images = ("--images", "red.png", "broken.jpg", "absent.png")
+    done = _command(ray_directory, workplace, "explain", "runs/small", *images)
+    assert done.returncode == 2
+    assert "-> maps/red.png" in done.stdout
+    assert "broken.jpg: not a picture that can be read" in done.stderr
+    assert "absent.png: not a picture that can be read" in done.stderr
+    assert "2 of 3 files were skipped" in done.stderr
+    with Image.open(workplace / "maps/red.png") as picture:
+        assert picture.width > 3 * picture.height
+    trial_id = load_trials(workplace / "runs/small")["trial_id"].iloc[-1]
+    named = _command(ray_directory, workplace, "explain", "runs/small", "--trial", trial_id, "--images", "red.png")
+    assert named.returncode == 0, named.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study", "run", "max_epoch=5"], "max_epoch is not a setting of a study (did you mean max_epochs?)"),
+        (["study", "run", "--preset", "demmo"], "no preset 'demmo' (did you mean demo?)"),
+        (["study", "run", "--name", "../x"], "must be a plain folder name"),
+        (["study", "run", "--name", "small"], "runs/small: exists"),
+        (["study", "run", "device=cuda:77"], "this machine has none"),
+        (["study", "resume", "runs/none"], "runs/none: no such run"),
+        (["study", "status", "."], "is no run directory"),
+        (["study", "list", "nowhere"], "nowhere: no such directory"),
+        (["analysis", "trials", "runs/none"], "no such run"),
+        (["analysis", "trials", "runs/small", "--query", "lrr > 1"], "columns are trial_id, status,"),
+        (["analysis", "trials", "runs/small", "--sort", "acc"], "--sort 'acc': no such column"),
+        (["analysis", "trials", "runs/small", "--columns", "lr,acc"], "--columns 'acc': no such column"),
+        (["analysis", "trials", "runs/small", "--format", "parquet"], "give --output FILE"),
+        (["analysis", "trials", "runs/small", "--output", "no/where.txt"], "cannot be written"),
+        (["analysis", "report", "runs/small", "--top", "-1"], "must be 0 or more"),
+        (["analysis", "report", "runs/none"], "no such run"),
+        (["explain", "runs/small", "--trial", "zzz", "--images", "x"], "no trial with a checkpoint"),
+        (["explain", "runs/none", "--images", "x"], "no such run"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(
+    workplace: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert importlib.import_module(f"{words[0]}.__main__").main(words[1:]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("package", ["study", "analysis", "explain"])
+def test_help_is_there(ray_directory: str, tmp_path: Path, package: str) -> None:
+    done = _command(ray_directory, tmp_path, package, "--help")
+    assert done.returncode == 0
+    assert f"usage: python -m {package}" in done.stdout
+
+
+def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: str) -> None:
+    run = workplace / "runs/stopped"
+    command = [sys.executable, "-m", "study", "run", "--name", "stopped", *SMALL, "max_epochs=4", "train_size=600"]
+    process = subprocess.Popen(
+        command,
+        cwd=workplace,
+        env=_environment(ray_directory),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(run.glob("tune/attempt-1/*/checkpoint_*/checkpoint.json")):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on: python -m study resume runs/stopped" in output
+    assert "Traceback" not in output
+    before = load_trials(run)
+    assert len(before) == 4
+    assert set(before["status"]) & {"pending"}
+    assert before["epochs"].sum() >= 1
+    resumed = _command(ray_directory, workplace, "study", "resume", "runs/stopped")
+    assert resumed.returncode == 0, resumed.stderr
+    after = load_trials(run)
+    assert set(after["status"]) <= {"completed", "stopped", "diverged"}
+    assert (after["epochs"] >= before["epochs"]).all()
+    # What was done before the interruption was not done again.
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [e["reason"] for e in events if e["event"] == "attempt_ended"] == ["interrupted", "finished"]
+    for trial_id, epochs in zip(before["trial_id"], before["epochs"], strict=True):
+        second = run / "tune/attempt-2" / trial_id / "result.json"
+        if epochs and second.exists():
+            assert min(json.loads(line)["epoch"] for line in second.read_text().splitlines()) == epochs + 1

@@ -1,0 +1,366 @@
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import accuracy_over, asha_savings, compare_recipes, top_trials
+from analysis.compare import mean_interval, paired_difference, recipe_columns, recipe_name, wilson_interval
+from analysis.trials import STATUSES, varied
+
+NAN = float("nan")
+DEFAULTS = {
+    "status": "completed",
+    "seed": 0,
+    "epochs": 9,
+    "max_epochs": 9,
+    "val_accuracy": 0.5,
+    "train_accuracy": 0.6,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "batch_size": 128,
+    "augmentation": "none",
+    "normalize": True,
+    "dropout": 0.0,
+    "width": 64,
+}
+
+
+def table(*rows: dict[str, Any]) -> pd.DataFrame:
+    """Trials t0, t1, ... as load_trials gives them, each said by what is not as in DEFAULTS."""
+    frame = pd.DataFrame([{"trial_id": f"t{i}", "checkpoint": f"c{i}"} | DEFAULTS | row for i, row in enumerate(rows)])
+    frame["generalization_gap"] = frame["train_accuracy"] - frame["val_accuracy"]
+    types = {"status": pd.CategoricalDtype(STATUSES), "seed": "Int64", "max_epochs": "Int64", "val_accuracy": float}
+    return frame.astype(types | {"checkpoint": "str"})
+
+
+# --- intervals ---
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (1, 10, 0.0179, 0.4042),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        (15, 148, 0.0624, 0.1605),  # Newcombe, Statistics in Medicine 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),  # likewise
+        (0, 20, 0.0, 0.1611),  # likewise
+        (1, 29, 0.0061, 0.1718),  # likewise
+    ],
+)
+def test_wilson_interval_has_the_published_limits(right, n, low, high):
+    assert wilson_interval(right / n, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_covers_the_truth_in_95_of_100_samples():
+    rng = np.random.default_rng(0)
+    for truth, n in ((0.5, 50), (0.9, 100), (0.02, 1000)):
+        shares = rng.binomial(n, truth, 20_000) / n
+        limits = {share: wilson_interval(share, n) for share in set(shares.tolist())}
+        covered = np.mean([limits[share][0] <= truth <= limits[share][1] for share in shares.tolist()])
+        assert 0.93 <= covered <= 0.97, (truth, n)
+
+
+@pytest.mark.parametrize(("accuracy", "n"), [(NAN, 10), (0.5, 0), (math.inf, 10)])
+def test_wilson_interval_of_nothing_is_not_known(accuracy, n):
+    assert np.isnan(wilson_interval(accuracy, n)).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "quantile"),  # 97.5 % of Student's t with n - 1 degrees of freedom, from any table
+    [
+        (2, 12.706),
+        (3, 4.303),
+        (5, 2.776),
+        (11, 2.228),
+        (12, 2.201),
+        (13, 2.179),
+        (21, 2.086),
+        (30, 2.045),
+        (121, 1.980),
+    ],
+)
+def test_mean_interval_is_as_wide_as_students_t_says(n, quantile):
+    values = np.random.default_rng(n).normal(0.5, 0.1, n)
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(values.mean())
+    assert mean - low == pytest.approx(high - mean)
+    assert (high - mean) / (values.std(ddof=1) / math.sqrt(n)) == pytest.approx(quantile, rel=1e-3)
+
+
+def test_mean_interval_by_hand():
+    # mean 2, standard deviation 1, t 4.303: 2 -+ 4.303 / sqrt(3)
+    assert mean_interval([1.0, 2.0, NAN, 3.0]) == pytest.approx((2.0, -0.48434, 4.48434), abs=1e-4)
+    assert mean_interval([0.7, 0.7, 0.7]) == pytest.approx((0.7, 0.7, 0.7))
+    assert mean_interval(np.array([0.7, NAN]))[0] == 0.7
+    assert np.isnan(mean_interval([0.7])[1:]).all()
+    assert np.isnan(mean_interval([NAN, NAN])).all()
+    assert np.isnan(mean_interval([])).all()
+
+
+def test_paired_difference_by_hand():
+    a = np.array([True, True, True, True, False])
+    b = np.array([True, False, False, True, True])
+    # Differences 0, 1, 1, 0, -1: mean 0.2, variance 2.8 / 4, t 2.776.
+    half = 2.776 * math.sqrt(0.7 / 5)
+    assert paired_difference(a, b) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert paired_difference(b, a) == pytest.approx((-0.2, -0.2 - half, -0.2 + half))
+    assert paired_difference(a, a) == (0.0, 0.0, 0.0)
+
+
+def test_paired_difference_finds_what_unpaired_intervals_hide():
+    b = np.arange(1000) % 2 == 0
+    a = b | (np.arange(1000) % 50 == 1)
+    mean, low, _ = paired_difference(a, b)
+    assert mean == pytest.approx(0.02)
+    assert low > 0.01
+    assert wilson_interval(a.mean(), 1000)[0] < wilson_interval(b.mean(), 1000)[1]
+
+
+# --- recipes ---
+
+NOTHING = [{}]
+TWICE = [{}, {}]
+SEEDS = [{"seed": 0}, {"seed": 1}]
+AMOUNTS = [{"lr": 0.1, "weight_decay": 0.0}, {"lr": 0.01, "weight_decay": 0.0}, {"lr": 0.1}]
+KINDS = [{"optimizer": "adam", "lr": 0.01}, {"augmentation": "flip"}, {"seed": 1}]
+SWITCH = [{"normalize": True, "width": 8}, {"normalize": False, "width": 16}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "names"),
+    [
+        (NOTHING, [], ["the one recipe"]),
+        (TWICE, [], ["the one recipe"] * 2),
+        (SEEDS, [], ["the one recipe"] * 2),
+        (
+            AMOUNTS,
+            ["lr", "weight_decay"],
+            ["lr 0.1 · weight_decay 0.0", "lr 0.01 · weight_decay 0.0", "lr 0.1 · weight_decay 0.0005"],
+        ),
+        (
+            KINDS,
+            ["optimizer", "augmentation"],
+            ["adam · no augmentation", "sgd · flip", "sgd · no augmentation"],
+        ),
+        (SWITCH, ["normalize"], ["normalize True", "normalize False"]),
+    ],
+)
+def test_a_recipe_is_what_varies_and_is_no_amount(rows, columns, names):
+    trials = table(*rows)
+    assert recipe_columns(trials) == columns
+    assert [recipe_name(row, columns) for _, row in trials.iterrows()] == names
+
+
+def test_a_recipe_is_the_same_while_a_search_still_chooses():
+    trials = pd.concat([table(*SWITCH), pd.DataFrame([{"trial_id": "pending-3"}])], ignore_index=True)
+    assert recipe_columns(trials) == ["normalize"]
+
+
+# --- compare_recipes ---
+
+
+def test_recipes_are_ranked_by_their_best_configuration_over_seeds():
+    trials = table(
+        {"optimizer": "sgd", "lr": 0.1, "seed": 0, "val_accuracy": 0.60, "train_accuracy": 0.70},
+        {"optimizer": "sgd", "lr": 0.1, "seed": 1, "val_accuracy": 0.64, "train_accuracy": 0.80, "epochs": 8},
+        # The best single trial, but not the best configuration.
+        {"optimizer": "sgd", "lr": 0.01, "seed": 0, "val_accuracy": 0.70},
+        {"optimizer": "sgd", "lr": 0.01, "seed": 1, "val_accuracy": 0.40},
+        # Better while it lasted, but stopped: never chosen where a trial was completed.
+        {"optimizer": "sgd", "lr": 1.0, "seed": 0, "val_accuracy": 0.90, "status": "stopped", "epochs": 3},
+        {"optimizer": "adam", "lr": 0.01, "val_accuracy": 0.65, "train_accuracy": 0.60},
+        {"optimizer": "adam", "lr": 0.1, "val_accuracy": NAN, "status": "diverged"},
+    )
+    recipes = compare_recipes(trials, 100)
+    assert recipes["recipe"].to_list() == ["adam", "sgd"]
+    assert recipes["trial_ids"].to_list() == [("t5",), ("t0", "t1")]
+    assert recipes["num_seeds"].to_list() == [1, 2]
+    assert recipes["num_trials"].to_list() == [1, 5]
+    assert recipes["lr"].to_list() == [0.01, 0.1]
+    assert recipes["epochs"].to_list() == [9, 9]
+    assert not recipes["censored"].any()
+    assert recipes["val_accuracy"].to_list() == pytest.approx([0.65, 0.62])
+    assert recipes["train_accuracy"].to_list() == pytest.approx([0.60, 0.75])
+    assert recipes["generalization_gap"].to_list() == pytest.approx([-0.05, 0.13])
+    # One seed: over images. Two: 0.62 -+ 12.706 * 0.02828 / sqrt(2).
+    assert tuple(recipes.loc[0, ["val_low", "val_high"]]) == pytest.approx(wilson_interval(0.65, 100))
+    assert tuple(recipes.loc[1, ["val_low", "val_high"]]) == pytest.approx((0.62 - 0.25412, 0.62 + 0.25412), abs=1e-5)
+
+
+def test_a_recipe_without_a_completed_trial_stands_last():
+    trials = table(
+        {"augmentation": "flip", "val_accuracy": 0.9, "status": "stopped", "epochs": 1},
+        {"augmentation": "flip", "val_accuracy": 0.8, "status": "stopped", "epochs": 3, "lr": 0.01},
+        {"augmentation": "crop", "val_accuracy": 0.2},
+        {"augmentation": "flip+crop", "val_accuracy": 0.95, "status": "running", "epochs": 5},
+        {"augmentation": "none", "val_accuracy": 0.3},
+    )
+    recipes = compare_recipes(trials, 50)
+    assert recipes["recipe"].to_list() == ["no augmentation", "crop", "flip+crop", "flip"]
+    assert recipes["censored"].to_list() == [False, False, True, True]
+    assert recipes["trial_ids"].to_list() == [("t4",), ("t2",), ("t3",), ("t0",)]
+    assert list(recipes.index) == [0, 1, 2, 3]
+
+
+def test_a_trial_is_not_averaged_with_seeds_that_were_stopped():
+    trials = table(
+        {"seed": 0, "val_accuracy": 0.6},
+        {"seed": 1, "val_accuracy": 0.1, "status": "stopped", "epochs": 1},
+        {"seed": 2, "val_accuracy": 0.8},
+    )
+    recipes = compare_recipes(trials, 50)
+    assert recipes["trial_ids"].to_list() == [("t0", "t2")]
+    assert recipes["val_accuracy"].to_list() == pytest.approx([0.7])
+    assert recipes["num_trials"].to_list() == [3]
+
+
+def test_the_same_seed_run_twice_is_one_seed():
+    recipes = compare_recipes(table({"val_accuracy": 0.6}, {"val_accuracy": 0.6}), 50)
+    assert recipes["num_seeds"].to_list() == [1]
+    assert tuple(recipes.loc[0, ["val_low", "val_high"]]) == pytest.approx(wilson_interval(0.6, 50))
+
+
+def test_trials_of_several_runs_that_were_to_last_differently_are_not_averaged():
+    trials = table({"max_epochs": 3, "epochs": 3, "val_accuracy": 0.4}, {"val_accuracy": 0.8, "seed": 1})
+    recipes = compare_recipes(trials, 50)
+    assert recipes["val_accuracy"].to_list() == pytest.approx([0.8])
+    assert recipes["trial_ids"].to_list() == [("t1",)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ([{}], ["the one recipe"]),
+        ([{"lr": 0.1, "val_accuracy": 0.3}, {"lr": 0.01}], ["lr 0.01", "lr 0.1"]),
+        (SWITCH, ["normalize True", "normalize False"]),
+        ([{"normalize": False, "val_accuracy": 0.7}, {}], ["normalize False", "normalize True"]),
+    ],
+)
+def test_recipes_of_small_studies(rows, names):
+    recipes = compare_recipes(table(*rows), 50)
+    assert recipes["recipe"].to_list() == names
+    assert recipes["num_seeds"].to_list() == [1] * len(names)
+
+
+def test_without_any_accuracy_there_is_nothing_to_compare():
+    trials = table({"val_accuracy": NAN, "status": "pending"}, {"val_accuracy": NAN, "lr": 0.5, "status": "diverged"})
+    assert compare_recipes(trials, 50).empty
+    assert top_trials(trials, 3).empty
+    points = accuracy_over(trials)
+    assert points.empty
+    assert list(points.columns) == ["lr", "recipe", "val_accuracy", "censored"]
+
+
+# --- top_trials ---
+
+
+def test_top_trials_are_completed_ones_first_and_of_different_recipes():
+    trials = table(
+        {"optimizer": "sgd", "lr": 0.1, "val_accuracy": 0.6},
+        {"optimizer": "sgd", "lr": 0.01, "val_accuracy": 0.8},
+        {"optimizer": "adam", "lr": 0.1, "val_accuracy": 0.5},
+        {"optimizer": "adam", "lr": 0.01, "val_accuracy": 0.9, "status": "stopped"},
+        {"optimizer": "adam", "lr": 0.001, "val_accuracy": 0.99, "checkpoint": None},
+        {"optimizer": "sgd", "lr": 0.001, "val_accuracy": NAN, "status": "diverged"},
+        {"optimizer": "sgd", "lr": 1.0, "val_accuracy": 0.95, "status": "stopped"},
+    )
+    assert top_trials(trials, 10)["trial_id"].to_list() == ["t1", "t2", "t0", "t6", "t3"]
+    assert top_trials(trials, 2)["trial_id"].to_list() == ["t1", "t2"]
+    assert top_trials(trials, 0).empty
+    assert list(top_trials(trials, 2).columns) == list(trials.columns)
+
+
+def test_top_trials_of_one_recipe_are_ranked_by_accuracy():
+    trials = table({"val_accuracy": 0.6}, {"val_accuracy": 0.8, "seed": 1}, {"val_accuracy": 0.7, "seed": 2})
+    assert top_trials(trials, 3)["trial_id"].to_list() == ["t1", "t2", "t0"]
+    assert top_trials(table({}), 3)["trial_id"].to_list() == ["t0"]
+
+
+# --- asha_savings ---
+
+
+def test_savings_by_hand():
+    trials = table(
+        *[{"status": "stopped", "epochs": 1}] * 6,
+        *[{"status": "stopped", "epochs": 3}] * 2,
+        {"epochs": 9},
+        {"status": "pending", "epochs": 0, "val_accuracy": NAN},
+    )
+    savings = asha_savings(trials)
+    assert savings.to_dict("list") == {
+        "epoch": [1, 3, 9],
+        "trials_trained": [9, 3, 1],
+        "trials_stopped": [6, 2, 0],
+        "epochs_run": [6 + 6 + 9] * 3,
+        "epochs_without_stopping": [81] * 3,
+    }
+
+
+def test_savings_count_every_epoch_however_a_trial_ended():
+    rows = [("stopped", 2), ("diverged", 3), ("failed", 5), ("running", 6), ("completed", 9), ("stopped", 2)]
+    savings = asha_savings(table(*({"status": status, "epochs": epochs} for status, epochs in rows)))
+    assert savings["epoch"].to_list() == [2, 3, 5, 6, 9]
+    assert savings["trials_trained"].to_list() == [6, 4, 3, 2, 1]
+    assert savings["trials_stopped"].to_list() == [2, 0, 0, 0, 0]
+    area = (savings["trials_trained"] * np.diff(savings["epoch"], prepend=0)).sum()
+    assert area == savings["epochs_run"].iloc[0] == 27
+
+
+def test_savings_of_a_study_that_stopped_nothing():
+    assert asha_savings(table({}, {}))[["epoch", "trials_trained", "trials_stopped"]].to_numpy().tolist() == [[9, 2, 0]]
+    assert asha_savings(table({"status": "pending", "epochs": 0})).empty
+
+
+# --- accuracy_over ---
+
+
+def test_accuracy_over_by_hand():
+    trials = table(
+        {"optimizer": "sgd", "lr": 0.1, "width": 8, "seed": 0, "val_accuracy": 0.3},
+        {"optimizer": "sgd", "lr": 0.1, "width": 8, "seed": 1, "val_accuracy": 0.5},
+        {"optimizer": "sgd", "lr": 0.1, "width": 16, "seed": 0, "val_accuracy": 0.35},
+        {"optimizer": "sgd", "lr": 0.1, "width": 16, "seed": 1, "val_accuracy": 0.9, "status": "stopped"},
+        {"optimizer": "sgd", "lr": 0.01, "width": 8, "val_accuracy": 0.2, "status": "stopped"},
+        {"optimizer": "adam", "lr": 0.01, "width": 8, "val_accuracy": 0.6},
+        {"optimizer": "adam", "lr": 0.1, "width": 8, "val_accuracy": NAN, "status": "diverged"},
+    )
+    points = accuracy_over(trials, "lr")
+    assert list(points.columns) == ["optimizer", "lr", "recipe", "val_accuracy", "censored"]
+    assert points.to_numpy().tolist() == [
+        ["adam", 0.01, "adam", pytest.approx(0.6), False],
+        ["sgd", 0.01, "sgd", pytest.approx(0.2), True],
+        ["sgd", 0.1, "sgd", pytest.approx(0.4), False],
+    ]
+
+
+def test_accuracy_over_another_amount():
+    trials = table({"width": 8, "val_accuracy": 0.4}, {"width": 16, "val_accuracy": 0.6}, {"width": 16, "seed": 1})
+    points = accuracy_over(trials, "width")
+    assert points[["width", "recipe"]].to_numpy().tolist() == [[8, "the one recipe"], [16, "the one recipe"]]
+    assert points["val_accuracy"].to_list() == pytest.approx([0.4, 0.55])
+
+
+@pytest.mark.parametrize(
+    ("rows", "recipes"),
+    [
+        ([{}], ["the one recipe"]),
+        (SWITCH, ["normalize False", "normalize True"]),
+        ([{"lr": 0.1}, {"lr": 0.01}], ["the one recipe"] * 2),
+        ([{"weight_decay": 0.0}, {"weight_decay": 0.1}], ["weight_decay 0.0", "weight_decay 0.1"]),
+    ],
+)
+def test_accuracy_over_the_learning_rate_of_small_studies(rows, recipes):
+    points = accuracy_over(table(*rows))
+    assert points["recipe"].to_list() == recipes
+    assert points["val_accuracy"].to_list() == [0.5] * len(recipes)
+
+
+def test_what_varies_is_told_in_the_usual_order():
+    assert varied(table({"seed": 1, "lr": 0.5, "optimizer": "adam"}, {})) == ["optimizer", "lr", "seed"]
+    assert varied(table({})) == []
+    assert varied(table({"dropout": NAN}, {"dropout": 0.5})) == []

@@ -1,0 +1,77 @@
+"""What must hold for the whole tree: imports, README, cluster.yaml, public names."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("trainables", "explain", "analysis", "study")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_there_and_documented(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, name
+
+
+@pytest.mark.parametrize("package", ["trainables", "explain", "analysis"])
+def test_plain_sessions_need_no_ray(package: str) -> None:
+    """Training, explaining and analysing work where Ray is not installed."""
+    code = f"import sys; sys.modules['ray'] = None; import {package}; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_explain_imports_nothing_of_the_project() -> None:
+    for file in (ROOT / "explain").glob("*.py"):
+        if file.name == "__main__.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"trainables", "analysis", "study"}, file
+
+
+def test_cluster_file_is_valid_and_complete() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    for source in config["file_mounts"].values():
+        assert (ROOT / source).exists()
+    # Ray's own defaults open the dashboard to everyone and fall back to nightly wheels.
+    start = " ".join(config["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "0.0.0.0" not in start
+    assert any("ray[tune]==" in command for command in config["setup_commands"])
+    worker = config["available_node_types"]["gpu-worker"]
+    assert (worker["min_workers"], worker["max_workers"]) == (0, config["max_workers"])
+
+
+def test_cluster_file_with_a_typo_is_refused() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    config["max_wrokers"] = config.pop("max_workers")
+    with pytest.raises(Exception, match="max_wrokers"):
+        validate_config(prepare_config(config))
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    tree = re.search(r"```\n(trainables/.*?)```", text, flags=re.DOTALL)
+    assert tree
+    folder = ""
+    for line in tree.group(1).splitlines():
+        name = line.split()[0] if line.strip() else ""
+        if name.endswith("/"):
+            folder = name
+        path = name if not line.startswith(" ") else folder + name
+        if path:
+            assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
+        assert (ROOT / link).exists(), link

@@ -1,0 +1,310 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam, Saliency
+from torch import Tensor, nn
+
+from explain import ModelError, explain, upsample
+from trainables import ResNet18
+
+
+class Tiny(nn.Module):
+    """relu(1x1 convolution) -> mean -> linear, with weights small enough to follow by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 2, 1, bias=False)
+        self.head = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.5, 0.0]])[..., None, None])
+            self.head.weight.copy_(torch.tensor([[1.0, -1.0], [2.0, 1.0]]))
+            self.head.bias.copy_(torch.tensor([0.25, -0.5]))
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.mix(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+# Red minus blue is [[1, -1], [-1, 3]], half of green [[2, 1], [1, 4]]. So the activations are [[1, 0], [0, 3]] and
+# [[2, 1], [1, 4]], their means 1 and 2, and the logits 1 - 2 + 0.25 = -0.75 and 2 + 2 - 0.5 = 3.5.
+TINY_IMAGE = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[4.0, 2.0], [2.0, 8.0]], [[0.0, 3.0], [4.0, 1.0]]]])
+
+
+class MaxPooled(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).amax((2, 3)))
+
+
+class SumPooled(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).sum((2, 3)))
+
+
+class Rescaled(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.05 * super().forward(x)
+
+
+class NoFeatures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+
+class NoHead(nn.Module):
+    def features(self, x: Tensor) -> Tensor:
+        return x
+
+
+class DeepHead(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+
+
+class Raising(ResNet18):
+    def features(self, x: Tensor) -> Tensor:
+        super().features(x)
+        raise RuntimeError("features gave up")
+
+
+def resnet(kind: type[ResNet18] = ResNet18, **options: float) -> ResNet18:
+    """A network with 5 classes, biases and running statistics that are not the initial zeros and ones."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = kind(num_classes=5, width=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), **options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+    return model.eval()
+
+
+def images(number: int = 3) -> Tensor:
+    return torch.rand(number, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def oracle(model: nn.Module, x: Tensor, target: Tensor, score: str) -> tuple[Tensor, Tensor]:
+    """Saliency and Grad-CAM by their definitions: gradients by autograd, averaged over positions, weighing channels."""
+    x = x.clone().requires_grad_()
+    activations = model.features(x)
+    logits = model.head(activations.mean((2, 3)))
+    scores = logits if score == "logit" else logits.log_softmax(1)
+    total = sum(scores[i, c] for i, c in enumerate(target))
+    to_input, to_features = torch.autograd.grad(total, (x, activations))
+    weights = to_features.mean((2, 3), keepdim=True)
+    return to_input.abs().amax(1), (weights * activations).sum(1).detach()
+
+
+@pytest.mark.parametrize(
+    ("target", "saliency", "cam"),
+    [
+        (0, [[0.25, 0.125], [0.125, 0.25]], [[-0.25, -0.25], [-0.25, -0.25]]),
+        (1, [[0.5, 0.125], [0.125, 0.5]], [[1.0, 0.25], [0.25, 2.5]]),
+        (None, [[0.5, 0.125], [0.125, 0.5]], [[1.0, 0.25], [0.25, 2.5]]),
+    ],
+)
+def test_maps_of_a_tiny_network_are_those_computed_by_hand(target, saliency, cam):
+    maps = explain(Tiny(), TINY_IMAGE, None if target is None else torch.tensor([target]))
+    assert maps.logits.tolist() == [[-0.75, 3.5]]
+    assert maps.target.tolist() == [1 if target is None else target]
+    assert maps.saliency.tolist() == [saliency]
+    assert maps.cam.tolist() == [cam]
+
+
+def test_shapes_and_types_are_those_documented():
+    maps = explain(resnet(), images(3))
+    assert [tuple(t.shape) for t in vars(maps).values()] == [(3, 5), (3,), (3, 32, 32), (3, 4, 4)]
+    assert [t.dtype for t in vars(maps).values()] == [torch.float32, torch.int64, torch.float32, torch.float32]
+    assert not any(t.requires_grad for t in vars(maps).values())
+    assert (maps.saliency >= 0).all()
+    assert (maps.cam < 0).any()  # not rectified
+
+
+def test_maps_agree_with_captum():
+    model, x, target = resnet(), images(), torch.tensor([0, 3, 4])
+    maps = explain(model, x, target)
+    saliency = Saliency(model).attribute(x.clone().requires_grad_(), target, abs=True).amax(1)
+    cam = LayerGradCam(model, model.layer4).attribute(x.clone(), target, relu_attributions=False)[:, 0]
+    torch.testing.assert_close(maps.saliency, saliency, rtol=0, atol=1e-6)
+    torch.testing.assert_close(maps.cam, cam.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", ["logit", "log_prob"])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_maps_agree_with_autograd(score, dtype, atol):
+    model, x, target = resnet().to(dtype), images().to(dtype), torch.tensor([1, 0, 2])
+    maps = explain(model, x, target, score)
+    saliency, cam = oracle(model, x, target, score)
+    torch.testing.assert_close(maps.saliency, saliency, rtol=0, atol=atol, check_dtype=False)
+    torch.testing.assert_close(maps.cam, cam, rtol=0, atol=atol, check_dtype=False)
+
+
+def test_scores_have_different_maps():
+    model, x = resnet(), images()
+    logit, log_prob = explain(model, x, score="logit"), explain(model, x, score="log_prob")
+    assert torch.equal(logit.target, log_prob.target)
+    assert (logit.cam - log_prob.cam).abs().max() > 0.01
+    assert (logit.saliency - log_prob.saliency).abs().max() > 0.001
+
+
+def test_logits_that_differ_by_a_constant_have_the_same_maps_of_log_prob_alone():
+    model, moved = resnet(), resnet()
+    with torch.no_grad():
+        moved.head.weight += 1.0  # adds the same, image-dependent constant to every logit
+    maps, other = (explain(m, images(), torch.tensor([1, 0, 2]), "log_prob") for m in (model, moved))
+    torch.testing.assert_close(maps.cam, other.cam, rtol=0, atol=1e-5)
+    torch.testing.assert_close(maps.saliency, other.saliency, rtol=0, atol=1e-5)
+    assert (explain(model, images()).cam - explain(moved, images()).cam).abs().max() > 0.1
+
+
+def test_cam_and_bias_add_up_to_the_logit():
+    model, x = resnet(), images(4)
+    for target in (None, torch.tensor([4, 3, 2, 1])):
+        maps = explain(model, x, target)
+        total = maps.cam.sum((1, 2)) + model.head.bias[maps.target]
+        torch.testing.assert_close(total, maps.logits.gather(1, maps.target[:, None])[:, 0], rtol=0, atol=1e-5)
+
+
+def test_a_batch_gives_the_maps_of_its_images_one_by_one():
+    model, x, target = resnet(), images(4), torch.tensor([4, 3, 2, 1])
+    whole = explain(model, x, target)
+    for i in range(4):
+        single = explain(model, x[i : i + 1], target[i : i + 1])
+        for name in ("logits", "saliency", "cam"):
+            torch.testing.assert_close(getattr(whole, name)[i], getattr(single, name)[0], rtol=0, atol=1e-6)
+
+
+def test_target_is_predicted_unless_given():
+    model, x = resnet(), images(4)
+    with torch.no_grad():
+        logits = model(x)
+    maps = explain(model, x)
+    torch.testing.assert_close(maps.logits, logits, rtol=0, atol=1e-6)
+    assert torch.equal(maps.target, logits.argmax(1))
+    again, other = explain(model, x, maps.target), explain(model, x, (maps.target + 1) % 5)
+    assert torch.equal(maps.saliency, again.saliency)
+    assert torch.equal(maps.cam, again.cam)
+    assert (other.cam - maps.cam).abs().amax((1, 2)).min() > 1e-3
+
+
+def test_bf16_is_close_to_fp32():
+    seen = []
+
+    class Watched(ResNet18):
+        def features(self, x):
+            out = super().features(x)
+            seen.append(out.dtype)
+            return out
+
+    x, target = images(), torch.tensor([1, 0, 2])
+    maps, exact = explain(resnet(Watched), x, target, dtype=torch.bfloat16), explain(resnet(), x, target)
+    assert set(seen) == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        saliency, cam = oracle(resnet(), x, target, "logit")
+    torch.testing.assert_close(maps.saliency, saliency, rtol=0, atol=0.01 * saliency.max().item(), check_dtype=False)
+    torch.testing.assert_close(maps.cam, cam, rtol=0, atol=0.01 * cam.abs().max().item(), check_dtype=False)
+    # The way back through 17 layers in bf16 is rougher than the way there.
+    for name, limit in (("logits", 0.03), ("cam", 0.03), ("saliency", 0.25)):
+        rough, fine = getattr(maps, name), getattr(exact, name)
+        assert rough.dtype == torch.float32
+        error = (rough - fine).norm() / fine.norm()
+        assert 0 < error < limit, f"{name} is off by {error:.3f}"
+
+
+def state(model: nn.Module) -> dict[str, object]:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "training": [module.training for module in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
+        "tensors": {name: t.tolist() for name, t in model.state_dict(keep_vars=False).items()},
+        "hooks": [len(getattr(module, name)) for module in model.modules() for name in hooks],
+        "grad mode": torch.is_grad_enabled(),
+    }
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("training", [False, True, "mixed"])
+def test_a_network_is_afterwards_as_it_was(raises, training):
+    model = resnet(Raising if raises else ResNet18, dropout=0.5).train(bool(training))
+    if training == "mixed":  # as in fine-tuning: the first stage frozen, with its statistics
+        model.layer1.eval().requires_grad_(False)
+        model.head.bias.grad = torch.ones(5)
+    before = copy.deepcopy(state(model))
+    if raises:
+        with pytest.raises(RuntimeError, match="features gave up"):
+            explain(model, images(2))
+    else:
+        explain(model, images(2))
+    after = state(model)
+    assert after == before
+    assert after["training"][0] == bool(training)
+    assert set(after["hooks"]) == {0}
+    if training != "mixed":
+        assert set(after["grad"]) == {None}
+
+
+def test_a_network_in_training_is_explained_in_eval_mode():
+    expected, found = explain(resnet(dropout=0.5), images()), explain(resnet(dropout=0.5).train(), images())
+    for name in vars(expected):
+        assert torch.equal(getattr(expected, name), getattr(found, name))
+
+
+def test_a_frozen_network_has_the_same_maps():
+    expected, found = explain(resnet(), images()), explain(resnet().requires_grad_(False), images())
+    for name in vars(expected):
+        torch.testing.assert_close(getattr(expected, name), getattr(found, name), rtol=0, atol=1e-6)
+
+
+def test_gradients_are_taken_also_where_they_are_switched_off():
+    expected = explain(resnet(), images())
+    with torch.no_grad():
+        found = explain(resnet(), images())
+    assert torch.equal(expected.saliency, found.saliency)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_images_are_left_alone(requires_grad):
+    x = images(2).requires_grad_(requires_grad)
+    explain(resnet(), x)
+    assert torch.equal(x.detach(), images(2))
+    assert x.requires_grad == requires_grad
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("kind", [NoFeatures, NoHead, DeepHead, MaxPooled, SumPooled, Rescaled])
+def test_a_network_without_exact_maps_is_refused(kind):
+    model = kind().train()
+    with pytest.raises(ModelError, match=kind.__name__):
+        explain(model, TINY_IMAGE)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "message"),
+    [
+        (images(2)[0], None, r"\(N, C, H, W\)"),
+        (images(2)[None], None, r"\(N, C, H, W\)"),
+        ((images(2) * 255).to(torch.uint8), None, "uint8"),
+        (images(2), torch.tensor([0]), r"\(2,\), not \(1,\)"),
+        (images(2), torch.tensor([[0], [1]]), r"\(2,\), not \(2, 1\)"),
+        (images(2), torch.tensor(0), r"\(2,\), not \(\)"),
+    ],
+)
+def test_wrong_shapes_are_refused(x, target, message):
+    with pytest.raises(ValueError, match=message):
+        explain(resnet(), x, target)
+
+
+def test_upsample_is_bilinear():
+    maps = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(2))
+    expected = F.interpolate(maps.unsqueeze(1), (32, 20), mode="bilinear", align_corners=False).squeeze(1)
+    assert torch.equal(upsample(maps, (32, 20)), expected)
+    by_hand = upsample(torch.tensor([[[0.0, 1.0]]]), (1, 4))
+    assert by_hand.tolist() == [[[0.0, 0.25, 0.75, 1.0]]]

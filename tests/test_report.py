@@ -1,0 +1,174 @@
+"""Reports and explanations over a small finished study."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from analysis import RunError, load_trials, top_trials, write_report
+from analysis.explanations import explain_trial, load_test_data, map_measures
+from analysis.report import interval, percent
+from explain import explain
+from study import load_settings, run_study
+from trainables import DataError, evaluate, load_model, to_input, to_tensors
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    return copy
+
+
+def test_explanation_is_what_the_network_says(run: Path) -> None:
+    data = load_test_data(run)
+    row = top_trials(load_trials(run), 1).iloc[0]
+    found = explain_trial(run, row, data, "cpu")
+    model, about = load_model(row["checkpoint"], "cpu")
+    images, labels = to_tensors(data, torch.device("cpu"))
+    assert found.accuracy == evaluate(model, images, labels, about["settings"].precision)[1]
+    assert found.indices.tolist() == list(range(len(data)))  # fewer images than NUM_MAPS: all of them
+    maps = explain(model, to_input(images))
+    np.testing.assert_allclose(found.saliency, maps.saliency.numpy(), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(found.cam, maps.cam.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_explanation_is_computed_once_and_again_when_something_changed(run: Path) -> None:
+    data = load_test_data(run)
+    row = top_trials(load_trials(run), 1).iloc[0]
+    first = explain_trial(run, row, data, "cpu")
+    file = run / "explanations" / row["trial_id"] / "arrays.npz"
+    written = file.stat().st_mtime_ns
+    second = explain_trial(run, row, data, "cpu")
+    assert file.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(first.saliency, second.saliency)
+    about = json.loads(file.with_name("about.json").read_text())
+    file.with_name("about.json").write_text(json.dumps({**about, "epoch": 99}))
+    explain_trial(run, row, data, "cpu")
+    assert file.stat().st_mtime_ns > written
+    file.write_bytes(b"half a file")
+    np.testing.assert_array_equal(explain_trial(run, row, data, "cpu").saliency, first.saliency)
+
+
+def test_measures_need_masks(run: Path) -> None:
+    data = load_test_data(run)
+    found = explain_trial(run, top_trials(load_trials(run), 1).iloc[0], data, "cpu")
+    assert map_measures(found, data).empty
+    masks = np.zeros((len(data), 32, 32), dtype=np.bool_)
+    masks[:, :, :16] = True
+    measured = map_measures(found, type(data)(data.images, data.labels, data.class_names, masks=masks))
+    assert (measured["object_area"] == 0.5).all()
+    expected = found.saliency[:, :, :16].sum((1, 2), dtype=np.float64) / found.saliency.sum((1, 2), dtype=np.float64)
+    np.testing.assert_allclose(measured["saliency_energy_on_object"], expected, rtol=1e-6)
+
+
+def test_first_screen_answers(run: Path) -> None:
+    html = write_report([run], top=2, device="cpu").read_text()
+    best = top_trials(load_trials(run), 1).iloc[0]
+    recipe = "no augmentation" if best["augmentation"] == "none" else best["augmentation"]
+    assert f'<p class="won">{recipe} with lr 0.05</p>' in html
+    screen = html.split("</header>")[0]
+    for text in ("test accuracy", "validation accuracy", "One seed.", "2 completed", "96 training and 32 validation"):
+        assert text in screen
+    assert percent(best["val_accuracy"]) in screen
+
+
+def test_test_images_are_left_alone_at_top_0(run: Path) -> None:
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    study["settings"]["data_dir"] = "/nonexistent"
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(DataError, match="/nonexistent: no such directory; give the data set's folder with --data-dir"):
+        write_report([run])
+    html = write_report([run], top=0).read_text()
+    assert "What the networks look at" not in html
+    assert not (run / "explanations").exists()
+
+
+def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Class names, run names and errors with markup in them show as they are."""
+    hostile = tmp_path / "pictures"
+    shutil.copytree(pictures, hostile)
+    (hostile / "red").rename(hostile / "<img src=x onerror=alert(1)>")
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    study["name"] = EVIL
+    study["settings"]["data_dir"] = str(hostile)
+    study["data"]["class_names"] = sorted(folder.name for folder in hostile.iterdir())
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    first = load_trials(run)["trial_id"].iloc[0]
+    with (run / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"event": "trial_failed", "trial_id": first, "error": f"| {EVIL}"}) + "\n")
+    html_file = write_report([run], device="cpu")
+    html = html_file.read_text()
+    assert "<script" not in html
+    assert "onerror" not in html.replace("&lt;img src=x onerror=alert(1)&gt;", "")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    markdown = html_file.with_suffix(".md").read_text()
+    assert "<script" not in markdown
+    assert "\\| &lt;script&gt;" in markdown
+
+
+def test_two_runs_are_compared(run: Path, finished_run: Path, tmp_path: Path) -> None:
+    html = write_report([run, finished_run], tmp_path / "both", top=1, device="cpu").read_text()
+    assert "8 trials" in html
+    assert f"{run.name}/" in html
+    assert f"{finished_run.name}/" in html
+
+
+def test_runs_over_other_images_are_refused(run: Path, finished_run: Path) -> None:
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    study["data"]["fingerprint"] = "0" * 16
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(RunError, match="were trained on different images"):
+        write_report([run, finished_run])
+
+
+def test_a_run_without_results_says_so(run: Path) -> None:
+    shutil.rmtree(run / "tune")
+    with pytest.raises(RunError, match="no trial has a finished epoch to report on"):
+        write_report([run])
+
+
+def test_a_run_in_progress_is_reported_as_it_stands(run: Path) -> None:
+    trials = load_trials(run)
+    last = trials[trials["status"] == "stopped"]["trial_id"].iloc[-1]
+    shutil.rmtree(next(run.glob(f"tune/attempt-*/{last}")))
+    html = write_report([run], device="cpu").read_text()
+    assert last in html
+    assert len(load_trials(run)) == 4
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_seeds_are_averaged(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [*tiny, "space.seed=[0,1,2]", "space.lr=[0.05]", "space.augmentation=[none]", "early_stopping=none"]
+    run = tmp_path / "seeds"
+    assert run_study(load_settings("demo", [*overrides, "max_epochs=2"]), run, show=False)
+    html = write_report([run], top=3, device="cpu").read_text()
+    assert "Mean of 3 seeds; the 95 % interval is over seeds." in html
+    mean = load_trials(run)["val_accuracy"].mean()
+    assert percent(mean) in html
+
+
+def test_figures_are_of_good_size(run: Path) -> None:
+    report = write_report([run], device="cpu").parent
+    for file in (report / "figures").glob("*.png"):
+        with Image.open(file) as figure:
+            assert figure.width >= 400
+            assert figure.height >= 200
+            assert np.asarray(figure.convert("L")).std() > 5  # not blank
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert percent(0.12345) == "12.3 %"
+    assert percent(float("nan")) == "–"
+    assert interval(0.5, 0.4, 0.6) == "50.0 % (40.0 to 60.0)"
+    assert interval(0.5, float("nan"), float("nan")) == "50.0 %"
+    assert percent(pd.NA) == "–"  # type: ignore[arg-type]

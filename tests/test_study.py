@@ -1,0 +1,255 @@
+"""Studies through Ray Tune, from Python."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from analysis import RunError, load_epochs, load_trials, read_study
+from study import SettingsError, StudyError, load_settings, resume_study, run_study
+from study.run import ENDED
+from study.space import list_trials
+from trainables import DataError, DeviceError, load_checkpoint, load_data, split_validation, train
+from trainables.settings import TrialSettings
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_every_trial_asked_for_has_a_row(tiny: tuple[str, ...], finished_run: Path) -> None:
+    asked = list_trials(load_settings("demo", tiny))
+    trials = load_trials(finished_run)
+    assert list(trials["trial_id"]) == [trial.key() for trial in asked]
+    assert trials["status"].isin(ENDED).all()
+    for row, trial in zip(trials.to_dict("records"), asked, strict=True):
+        for name, value in trial.model_dump().items():
+            assert row[name] == value, name
+
+
+def test_query_reads_as_one_would_guess(finished_run: Path) -> None:
+    rows = load_trials(finished_run).query("optimizer == 'sgd' and lr <= 0.01")
+    assert len(rows) == 2
+    assert set(rows["lr"]) == {1e-7}
+
+
+def test_asha_stops_and_says_why(finished_run: Path) -> None:
+    trials = load_trials(finished_run)
+    stopped = trials[trials["status"] == "stopped"]
+    assert set(stopped["lr"]) == {1e-7}
+    assert (stopped["epochs"] == 1).all()
+    assert (
+        stopped["stop_reason"]
+        .str.fullmatch(r"ASHA at epoch 1: accuracy 0\.\d{4} below the cutoff 0\.\d{4} of rung 1")
+        .all()
+    )
+    assert (trials[trials["status"] == "completed"]["epochs"] == 3).all()
+
+
+def test_a_trial_is_what_the_plain_loop_trains(tiny: tuple[str, ...], finished_run: Path, pictures: Path) -> None:
+    settings = load_settings("demo", tiny)
+    row = load_trials(finished_run).query("status == 'completed'").iloc[0]
+    trial = next(t for t in list_trials(settings) if t.key() == row["trial_id"])
+    data = load_data("folder", "train", pictures, seed=settings.seed)
+    torch.set_num_threads(2)  # as the trials had; sums depend on it
+    plain = [metrics for metrics, _ in train(trial, *split_validation(data, settings.val_fraction, settings.seed))]
+    reported = load_epochs(finished_run).query("trial_id == @row.trial_id")
+    for name in ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        np.testing.assert_array_equal(reported[name], [getattr(m, name) for m in plain], err_msg=name)
+
+
+def test_checkpoint_of_the_best_epoch_is_kept(finished_run: Path) -> None:
+    for row in load_trials(finished_run).to_dict("records"):
+        state = load_checkpoint(row["checkpoint"], "cpu")
+        assert state.epoch == row["best_epoch"]
+        assert state.metrics is not None
+        assert state.metrics.val_accuracy == row["val_accuracy"]
+        assert state.settings.key() == row["trial_id"]
+
+
+def test_study_yaml_holds_what_is_needed_to_repeat(finished_run: Path, pictures: Path) -> None:
+    study = read_study(finished_run)
+    assert study["settings"]["space"]["lr"] == [0.05, 1e-7]
+    assert study["data"]["fingerprint"] == load_data("folder", "train", pictures, seed=1).fingerprint()
+    assert (study["data"]["num_train_images"], study["data"]["num_val_images"]) == (96, 32)
+    assert study["versions"]["ray"]
+    assert study["data"]["class_names"] == ["blue", "green", "red", "white"]
+
+
+def test_nothing_but_json_and_yaml_is_read(finished_run: Path, tmp_path: Path) -> None:
+    """Every pickle of a copy of the run is replaced by garbage; the tables stay the same."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    pickles = [*copy.rglob("*.pkl"), *copy.rglob("experiment_state*")]
+    assert pickles
+    for file in pickles:
+        file.write_bytes(b"garbage")
+    original, read = load_trials(finished_run), load_trials(copy)
+    pd.testing.assert_frame_equal(original.drop(columns="checkpoint"), read.drop(columns="checkpoint"))
+
+
+def test_same_directory_twice_is_refused(tiny: tuple[str, ...], finished_run: Path) -> None:
+    with pytest.raises(StudyError, match="exists; go on with it by python -m study resume"):
+        run_study(load_settings("demo", tiny), finished_run, show=False)
+
+
+def test_resuming_a_finished_study_changes_nothing(finished_run: Path) -> None:
+    before = load_trials(finished_run)
+    assert resume_study(finished_run, show=False)
+    pd.testing.assert_frame_equal(before, load_trials(finished_run))
+
+
+def _interrupt(run: Path, keep: int, epochs: dict[str, int]) -> None:
+    """Make a finished run look as if its driver had died: `keep` trials ended, others after so many epochs."""
+    import shutil
+
+    trials = list(load_trials(run)["trial_id"])
+    ended = trials[:keep]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    lines = []
+    for event in events:
+        trial_id = event.get("trial_id")
+        done = epochs.get(trial_id, 0)
+        if event["event"] == "attempt_ended" or (
+            trial_id and trial_id not in ended and event["event"] == "trial_ended"
+        ):
+            continue
+        if event["event"] == "rung" and trial_id not in ended and event["epoch"] > done:
+            continue
+        if event["event"] == "attempt_started":
+            event["pid"] = 2**22 + 1  # more than Linux gives
+        lines.append(json.dumps(event))
+    (run / "events.jsonl").write_text("\n".join(lines) + "\n")
+    for trial_id in trials[keep:]:
+        folder = run / "tune" / "attempt-1" / trial_id
+        rows = (folder / "result.json").read_text().splitlines()[: epochs.get(trial_id, 0)]
+        (folder / "result.json").write_text("".join(row + "\n" for row in rows))
+        for checkpoint in folder.glob("checkpoint_*"):
+            if json.loads((checkpoint / "checkpoint.json").read_text())["epoch"] > epochs.get(trial_id, 0):
+                shutil.rmtree(checkpoint)
+
+
+def test_an_interrupted_study_goes_on_to_the_undisturbed_result(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [*tiny, "early_stopping=none", "fixed.precision=fp32"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = load_settings("demo", overrides)
+    assert run_study(settings, whole, show=False)
+    assert run_study(settings, broken, show=False)
+    ids = list(load_trials(whole)["trial_id"])
+    # One trial ended, one has its last epoch before it, two have not begun.
+    _interrupt(broken, 1, {ids[1]: 0})
+    statuses = load_trials(broken).set_index("trial_id")["status"]
+    assert list(statuses) == ["completed", "pending", "pending", "pending"]
+    assert resume_study(broken, show=False)
+    drop = ["train_seconds", "images_per_second", "checkpoint"]
+    pd.testing.assert_frame_equal(load_trials(whole).drop(columns=drop), load_trials(broken).drop(columns=drop))
+    assert not load_epochs(broken).duplicated(["trial_id", "epoch"]).any()
+
+
+def test_other_images_are_refused_on_resume(finished_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    study = yaml.safe_load((copy / "study.yaml").read_text())
+    study["data"]["fingerprint"] = "0" * 16
+    (copy / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(StudyError, match="began with other images"):
+        resume_study(copy, show=False)
+
+
+def test_optuna_suggests_and_goes_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [
+        *tiny, "max_epochs=1", "search=optuna", "num_trials=3", "space.lr={min: 0.001, max: 0.2, log: true}",
+        "space.batch_size={min: 10, max: 20}",
+    ]  # fmt: skip
+    run = tmp_path / "optuna"
+    assert run_study(load_settings("demo", overrides), run, show=False)
+    trials = load_trials(run)
+    assert list(trials["status"]) == ["completed"] * 3
+    assert trials["lr"].between(0.001, 0.2).all()
+    assert trials["lr"].nunique() == 3
+    for row in trials.to_dict("records"):
+        values = {name: row[name] for name in TrialSettings.model_fields}
+        assert TrialSettings(**values).key() == row["trial_id"]
+    # Ask for two more: the three are told to the sampler, not run again.
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    study["settings"]["num_trials"] = 5
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    assert list(load_trials(run)["status"]) == ["completed"] * 3 + ["pending"] * 2
+    assert resume_study(run, show=False)
+    assert list(load_trials(run)["status"]) == ["completed"] * 5
+    assert set(trials["trial_id"]) < set(load_trials(run)["trial_id"])
+
+
+def test_random_search_runs_what_was_drawn(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [*tiny, "max_epochs=1", "search=random", "num_trials=2", "space.lr={min: 0.01, max: 0.1}"]
+    run = tmp_path / "random"
+    settings = load_settings("demo", overrides)
+    assert run_study(settings, run, show=False)
+    assert set(load_trials(run)["lr"]) == {trial.lr for trial in list_trials(settings)}
+
+
+def test_a_diverging_and_a_failing_trial_keep_their_rows(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [
+        *tiny, "space.lr=[100,0.05]", "space.augmentation=[none]", "fixed.batch_size=10", "max_failures=0",
+        "fixed.warmup_epochs=0", "fixed.precision=fp32", "fixed.weight_decay=1",
+    ]  # fmt: skip
+    run = tmp_path / "diverging"
+    assert run_study(load_settings("demo", overrides), run, show=False)
+    trials = load_trials(run).set_index("lr")
+    assert trials.loc[100.0, "status"] == "diverged"
+    assert trials.loc[100.0, "stop_reason"].startswith("loss was ")
+    assert trials.loc[0.05, "status"] == "completed"
+
+
+def test_a_failing_trial_has_its_error_and_the_rest_goes_on(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import study.run as module
+
+    def explode(config: dict[str, dict[str, float]], **arguments: object) -> None:
+        if config["trial"]["lr"] == 0.05:
+            raise ValueError("the disk is on fire")
+        original(config, **arguments)
+
+    original = module.run_trial
+    monkeypatch.setattr(module, "run_trial", explode)
+    run = tmp_path / "failing"
+    assert run_study(load_settings("demo", [*tiny, "max_epochs=1", "max_failures=0"]), run, show=False)
+    trials = load_trials(run)
+    failed = trials[trials["lr"] == 0.05]
+    assert list(failed["status"]) == ["failed", "failed"]
+    assert (failed["error"] == "ValueError: the disk is on fire").all()
+    assert (trials[trials["lr"] == 1e-7]["status"] == "completed").all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["cpus_per_trial=64"], StudyError, "a trial needs 64 CPUs and 0 GPUs, but there are 2 and 0"),
+        (["device=tpu"], DeviceError, "device 'tpu'"),
+        (["dataset=folder", "data_dir=/nonexistent"], DataError, "/nonexistent: no such directory"),
+        (["train_size=5000"], DataError, "cannot take 5000 images"),
+    ],
+)
+def test_what_cannot_run_says_so(
+    tiny: tuple[str, ...], tmp_path: Path, overrides: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run_study(load_settings("demo", [*tiny, *overrides]), tmp_path / "run", show=False)
+
+
+def test_a_directory_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no run directory"):
+        resume_study(tmp_path)
+
+
+def test_settings_are_checked_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        run_study(load_settings("demo", ["max_epoch=3"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
