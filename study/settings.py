@@ -86,6 +86,10 @@ class StudySettings(BaseModel):
     def _consistent(self) -> "StudySettings":
         for part, names in (("space", self.space), ("fixed", self.fixed)):
             for name in names:
+                if name in _NOT_VARIED:
+                    raise ValueError(
+                        f"{part}.{name} is not a hyperparameter: the study sets it for all; write {name}=..."
+                    )
                 if name not in HYPERPARAMETERS:
                     raise ValueError(f"{part}.{name} is not a hyperparameter{_suggest(name, HYPERPARAMETERS)}")
         for name, value in self.fixed.items():
@@ -170,6 +174,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", key_node.start_mark)
@@ -201,31 +207,59 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> StudySettings:
     """
     file = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     try:
-        raw = yaml.load(file.read_text(), _Loader) or {}
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise SettingsError(f"no preset {preset!r}{_suggest(preset, preset_names())}, or give a .yaml file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{file}: not readable as YAML ({_yaml_reason(error)})") from error
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{file}: must be a mapping of settings, not {type(raw).__name__}")
-    origins = [_apply(raw, override) for override in overrides]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not readable as YAML ({error})") from error
+    raw, changed = (_read_yaml(text, str(file)) for _ in range(2))
+    for candidate in (raw, changed):
+        if not isinstance(candidate, dict):
+            raise SettingsError(f"{file}: must be a mapping of settings, not {type(candidate).__name__}")
+        for part in ("space", "fixed"):
+            if part in candidate and candidate[part] is None:
+                candidate[part] = {}
+    for override in overrides:
+        _apply(changed, override)
+    wrong = _check(changed)
+    if isinstance(wrong, StudySettings):
+        return wrong
+    # What is wrong without the overrides too is the file's fault.
+    before = _check(raw)
+    in_file = set() if isinstance(before, StudySettings) else set(before)
+    raise SettingsError("\n".join(f"{file if w in in_file else 'command line'}: {w}" for w in wrong))
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise SettingsError(
+            f"{where}: not readable as YAML ({f'line {mark.line + 1}: ' if mark else ''}{problem})"
+        ) from error
+    except (TypeError, ValueError) as error:  # a list as a key, a date that is none
+        raise SettingsError(f"{where}: not readable as YAML ({error})") from error
+
+
+def _check(raw: dict[Any, Any]) -> StudySettings | list[str]:
+    """Return the settings, or a sentence for everything that is wrong."""
+    strange = [f"{key!r} is not a setting of a study: names are words" for key in raw if not isinstance(key, str)]
+    if strange:
+        return strange
     try:
         return StudySettings(**raw)
-    except TypeError as error:
-        raise SettingsError(f"{file}: names of settings must be words ({error})") from error
     except ValidationError as error:
-        raise SettingsError("\n".join(_sentences(error, str(file), origins))) from error
+        return _sentences(error)
 
 
-def _apply(raw: dict[str, Any], override: str) -> str:
+def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
         raise SettingsError(f"{override!r}: an override is key=value, for example max_epochs=5")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{override!r}: the value is not readable as YAML ({_yaml_reason(error)})") from error
+    value = _read_yaml(text, repr(override))
     *parents, last = key.split(".")
     target: Any = raw
     for parent in parents:
@@ -233,41 +267,41 @@ def _apply(raw: dict[str, Any], override: str) -> str:
         if not isinstance(target, dict):
             raise SettingsError(f"{override!r}: {parent} is a single value, it has no {last}")
     target[last] = value
-    other = {"space": "fixed", "fixed": "space"}.get(parents[0] if parents else "")
-    if other and isinstance(raw.get(other), dict):
-        raw[other].pop(last, None)
-    return key
+    part, *names = key.split(".")
+    other = {"space": "fixed", "fixed": "space"}.get(part)
+    if other and names and isinstance(raw.get(other), dict):
+        raw[other].pop(names[0], None)
 
 
-def _yaml_reason(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
-
-
-def _sentences(error: ValidationError, file: str, origins: Sequence[str]) -> list[str]:
+def _sentences(error: ValidationError) -> list[str]:
     """Turn pydantic's errors into one sentence each: where, what was given, what is allowed."""
     sentences: dict[str, str] = {}
     # A value of the space may be a list or a range; of a mapping only what is wrong with the range matters.
     items = [item for item in error.errors() if not (item["type"] == "list_type" and isinstance(item["input"], dict))]
     for item in items:
-        location = [str(part) for part in item["loc"]]
-        nested = bool(location) and location[0] in ("space", "fixed")
-        key = ".".join(location[:2] if nested else location[:1])
-        if item["type"] == "extra_forbidden" and key in HYPERPARAMETERS:
-            sentence = f"{key} is a hyperparameter: write space.{key}=[...] to vary it or fixed.{key}=... to set it"
-        elif item["type"] == "extra_forbidden":
-            sentence = f"{key} is not a setting of a study{_suggest(key, list(StudySettings.model_fields))}"
-        elif not key:  # a check of the whole: its message names the key
-            sentence = _reason(item)
-        elif nested and location[2:] == ["Range"] and item["type"] == "value_error":
-            sentence = f"{key}: {_reason(item)}"
-        elif nested and location[0] == "space":
-            sentence = f"{key}: must be a list of values, or a range {{min: ..., max: ..., log: true}}"
-        elif nested:
-            sentence = f"{key}: {item['input']!r} should be a number, a word, true or false"
-        else:
-            sentence = f"{key}: {_reason(item)}"
-        mentioned = any(re.match(re.escape(k) + r"\b", sentence) for k in origins)
-        sentences.setdefault(key or sentence, f"{'command line' if mentioned else file}: {sentence}")
+        part, *inner = [str(name) for name in item["loc"]] or [""]
+        nested = part in ("space", "fixed")
+        key = f"{part}.{inner[0]}" if nested and inner else part
+        sentences.setdefault(key or _reason(item), _sentence(item, key, inner if nested else []))
     return list(sentences.values())
+
+
+def _sentence(item: Any, key: str, inner: list[str]) -> str:
+    if not key:  # a check of the whole: its message names the key
+        return _reason(item)
+    if item["type"] == "extra_forbidden" and inner:
+        return f"{key}: {inner[-1]} is not part of a range {{min: ..., max: ..., log: true}}"
+    if item["type"] == "extra_forbidden" and key in HYPERPARAMETERS:
+        return f"{key} is a hyperparameter: write space.{key}=[...] to vary it or fixed.{key}=... to set it"
+    if item["type"] == "extra_forbidden":
+        return f"{key} is not a setting of a study{_suggest(key, list(StudySettings.model_fields))}"
+    if key in ("space", "fixed"):
+        return f"{key}: {item['input']!r} should be a mapping of hyperparameters to values"
+    if key.startswith("space.") and item["type"] == "value_error":
+        return f"{key}: {_reason(item)}"
+    if key.startswith("space."):
+        return f"{key}: {item['input']!r} should be a list of values or a range {{min: ..., max: ..., log: true}}"
+    if key.startswith("fixed."):
+        allowed = "a finite number" if isinstance(item["input"], float) else "a number, a word, true or false"
+        return f"{key}: {item['input']!r} should be {allowed}"
+    return f"{key}: {_reason(item)}"

@@ -291,7 +291,7 @@ def test_bad_override_is_refused(overrides, parts):
 @pytest.mark.parametrize("part", ["fixed.max_epochs=3", "space.max_epochs=[3]"])
 def test_epochs_are_no_hyperparameter_and_no_other_is_suggested(part):
     message = refused("demo", part)
-    assert "max_epochs is not a hyperparameter" in message
+    assert "max_epochs is not a hyperparameter: the study sets it for all; write max_epochs=..." in message
     assert "did you mean warmup_epochs" not in message
 
 

@@ -239,6 +239,29 @@ def test_same_seed_gives_the_same_run_and_another_seed_another():
     assert not same(first[1], other[1])
 
 
+def test_every_epoch_sees_each_image_once_in_an_order_of_its_own(monkeypatch):
+    module, shown = sys.modules["trainables.train"], []
+
+    def recorded(images: Tensor) -> Tensor:
+        shown.extend(image.numpy().tobytes() for image in images)
+        return to_input(images)
+
+    monkeypatch.setattr(module, "to_input", recorded)
+    monkeypatch.setattr(module, "evaluate", lambda *_: (0.0, 0.0))
+    run(TrialSettings(**TINY, augmentation="none"))
+    assert len(shown) == 4 * len(TRAIN)
+    epochs = [shown[i : i + len(TRAIN)] for i in range(0, len(shown), len(TRAIN))]
+    assert all(sorted(epoch) == sorted(image.tobytes() for image in TRAIN.images) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_network_put_into_eval_mode_meanwhile_is_trained_all_the_same():
+    settings = TrialSettings(**{**TINY, "max_epochs": 2}, dropout=0.3)
+    for _, state in train(settings, TRAIN, VAL, device="cpu"):
+        state.model.eval()
+    assert same(state.model.state_dict(), run(settings)[1])
+
+
 def test_finished_state_is_not_trained_further():
     settings = TrialSettings(**TINY)
     *_, (_, state) = train(settings, TRAIN, VAL, device="cpu")

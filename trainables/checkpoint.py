@@ -8,7 +8,6 @@ FOLDER/optimizer.pt      what only going on with training needs
 import dataclasses
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,12 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
     about = _read_about(folder)
     model = _load_model(folder, about, device)
     optimizer = make_optimizer(model, about["settings"])
+    saved = _load_tensors(folder / "optimizer.pt", device)
     try:
-        optimizer.load_state_dict(_load_tensors(folder / "optimizer.pt", device))
-    except (ValueError, KeyError) as error:
+        if saved["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
+            raise ValueError("it is of another kind of optimizer")
+        optimizer.load_state_dict(saved)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{folder / 'optimizer.pt'}: does not fit the network ({error})") from error
     metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
     return TrainingState(about["settings"], about["class_names"], model, optimizer, about["epoch"], metrics)
@@ -101,16 +103,23 @@ def _read_about(folder: Path) -> dict[str, Any]:
         about["class_names"] = tuple(str(name) for name in about["class_names"])
         about["epoch"] = int(about["epoch"])
         about["metrics"] = dict(about["metrics"]) if about["metrics"] else None
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        if about["metrics"]:
+            EpochMetrics(**about["metrics"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{file}: written by another version of this project ({reason})") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: written by another version of this project ({error})") from error
     return about
 
 
 def _load_tensors(file: Path, device: str) -> Any:
+    where = resolve_device(device)
     try:
-        return torch.load(file, map_location=resolve_device(device), weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return torch.load(file, map_location=where, weights_only=True)
+    except Exception as error:  # a broken file makes zip, pickle and torch raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise CheckpointError(f"{file}: truncated or not a checkpoint ({reason})") from error
 
 

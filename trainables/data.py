@@ -204,7 +204,7 @@ def load_data(
     if dataset not in get_args(DatasetName):
         raise DataError(f"no data set {dataset!r}: allowed are {', '.join(get_args(DatasetName))}")
     directory = (data_dir or DEFAULT_DATA_DIR).expanduser().absolute()
-    if data_dir is not None and not directory.is_dir():
+    if (data_dir is not None or dataset == "folder") and not directory.is_dir():
         raise DataError(f"{directory}: no such directory; give the data set's folder with --data-dir")
     if dataset == "folder":
         data = _load_folder(directory, split, seed)
@@ -249,12 +249,12 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
     if divided and not (directory / "test").is_dir():
         raise DataError(f"{directory}: has train/ but no test/; add test/, or put the class folders directly into it")
     root = directory / split if divided else directory
-    names = tuple(sorted(d.name for d in (directory / "train" if divided else directory).iterdir() if d.is_dir()))
-    if not names:
-        raise DataError(f"{root}: holds no class folders; put each class's pictures into a folder of its own")
-    if divided and names != (found := tuple(sorted(d.name for d in root.iterdir() if d.is_dir()))):
+    names = _class_folders(directory / "train" if divided else directory)
+    if divided and names != (found := _class_folders(directory / "test")):
         differ = sorted(set(names) ^ set(found))
         raise DataError(f"{directory}: train/ and test/ must hold the same classes; these stand in one only: {differ}")
+    if len(names) < 2:
+        raise DataError(f"{root}: a study needs at least 2 classes, found one folder: {names[0]}")
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -270,8 +270,18 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
             chosen = stratified_split(all_labels, TEST_FRACTION, seed)[0 if split == "train" else 1]
         except DataError as error:
             raise DataError(f"{directory}: {error}") from error
-    images = np.stack([read_image(files[i]) for i in chosen])
+    try:
+        images = np.stack([read_image(files[i]) for i in chosen])
+    except DataError as error:
+        raise DataError(f"{error}; replace or remove the file") from error
     return ImageData(images, all_labels[chosen], names)
+
+
+def _class_folders(directory: Path) -> tuple[str, ...]:
+    names = tuple(sorted(folder.name for folder in directory.iterdir() if folder.is_dir()))
+    if not names:
+        raise DataError(f"{directory}: holds no class folders; put each class's pictures into a folder of its own")
+    return names
 
 
 def _load_parquet(directory: Path, dataset: str, split: SplitName) -> ImageData:
@@ -298,8 +308,12 @@ def _load_parquet(directory: Path, dataset: str, split: SplitName) -> ImageData:
                 raise DataError(f"{file}: has no column {sorted(missing)}; found are {schema.names}")
             table = pq.read_table(file, columns=[image_column, label_column])
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: not a whole Parquet file, fetch it again ({error})") from error
-        names = _parquet_class_names(schema, label_column, file)
+            reason = str(error).split(". ")[0].rstrip(".")
+            raise DataError(f"{file}: not a whole Parquet file, fetch it again ({reason})") from error
+        shard_names = _parquet_class_names(schema, label_column, file)
+        if names and shard_names != names:
+            raise DataError(f"{file}: has other class names than {files[0].name}; the shards must be of one data set")
+        names = shard_names
         column = table.column(label_column)
         if column.null_count or not pa.types.is_integer(column.type):
             raise DataError(f"{file}: column {label_column} must hold an integer in every row")
@@ -346,6 +360,7 @@ def _load_torchvision(directory: Path, dataset: str, split: SplitName) -> ImageD
 
 def _cifar_superclasses(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return superclass names and each class's superclass; nothing where the classes are not CIFAR-100's."""
+    names = ["crab" if name == "cra" else name for name in names]  # as the Hub's copy spells it
     of_class = {c: i for i, members in enumerate(CIFAR100_SUPERCLASSES.values()) for c in members.split()}
     if set(names) != set(of_class):
         return (), ()

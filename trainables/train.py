@@ -200,7 +200,7 @@ def train(
     state = state or new_state(settings, train_data, target)
     images, labels = to_tensors(train_data, target)
     val_images, val_labels = to_tensors(val_data, target)
-    while state.epoch < settings.max_epochs:
+    while state.epoch < settings.max_epochs and not (state.metrics and state.metrics.diverged):
         start = time.perf_counter()
         train_loss, train_accuracy, lr = _train_epoch(state, images, labels)
         train_seconds = time.perf_counter() - start
@@ -208,7 +208,8 @@ def train(
         val_loss, val_accuracy = math.nan, math.nan
         if not diverged:
             val_loss, val_accuracy = evaluate(state.model, val_images, val_labels, settings.precision)
-            diverged = not math.isfinite(val_loss)
+            if not math.isfinite(val_loss):
+                diverged, val_accuracy = True, math.nan
         state.epoch += 1
         state.metrics = EpochMetrics(
             epoch=state.epoch,
@@ -222,8 +223,6 @@ def train(
             diverged=diverged,
         )
         yield state.metrics, state
-        if diverged:
-            return
 
 
 def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
