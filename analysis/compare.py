@@ -60,7 +60,11 @@ def recipe_columns(trials: pd.DataFrame) -> list[str]:
     Amounts (``lr``, ``weight_decay``, ...) are tuned within a recipe. Where only amounts vary, they are the recipe.
     """
     names = [name for name in varied(trials) if name != "seed"]
-    kinds = [name for name in names if not pd.api.types.is_numeric_dtype(trials[name]) or trials[name].dtype == bool]
+    kinds = [
+        name
+        for name in names
+        if not pd.api.types.is_numeric_dtype(trials[name]) or pd.api.types.is_bool_dtype(trials[name])
+    ]
     return kinds or names
 
 

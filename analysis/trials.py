@@ -22,6 +22,7 @@ from trainables.settings import TrialSettings
 
 RunPath: TypeAlias = str | Path
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]
+_DTYPES: dict[Any, str] = {int: "Int64", bool: "boolean", float: "float64"}
 STATUSES = ["pending", "running", "completed", "stopped", "diverged", "failed"]
 EPOCH_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
@@ -159,8 +160,9 @@ def _trial_table(run: Path) -> pd.DataFrame:
     asked = settings.get("num_trials") or 0 if settings.get("search") == "optuna" else 0
     # A search that chooses as it goes has not yet said what its last trials are: they are asked for all the same.
     rows += [{"trial_id": f"pending-{i + 1}", "status": "pending", "epochs": 0} for i in range(len(rows), asked)]
-    frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS]).astype(TRIAL_COLUMNS)
-    return frame.infer_objects()
+    frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS])
+    fields = TrialSettings.model_fields
+    return frame.astype(TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS})
 
 
 def _trial_row(run: Path, trial: _Trial, live_attempt: int | None) -> dict[str, Any]:

@@ -68,25 +68,24 @@ def run_study(settings: StudySettings, run: Path, *, address: str = "local", sho
     if run.exists():
         raise StudyError(f"{run}: exists; go on with it by python -m study resume {run}, or give another --name")
     run = run.absolute()
-    if address == "local":
-        resolve_device(settings.device)
-    data = _load(settings)
-    run.mkdir(parents=True)
-    described = _describe_data(settings, data)
+    data = _load(settings, address)
+    trials = [] if settings.search == "optuna" else list_trials(settings)
     study = {
         "name": run.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(["python", "-m", "study", *sys.argv[1:]]),
         "settings": settings.model_dump(),
-        "data": described,
+        "data": _describe_data(settings, data),
         "machine": _machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    trials = [] if settings.search == "optuna" else list_trials(settings)
-    write_manifest(run, trials)
-    # Last, so that a directory with a study.yaml is a whole run.
-    write_atomically(run / "study.yaml", yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120))
-    return _attempt(settings, run, data, address, show)
+    with _ray(address):
+        resources = _resources(settings, address, len(trials) or settings.num_trials or 1)
+        # Only now is it sure that the study can begin. study.yaml comes last: a directory that has it is a whole run.
+        run.mkdir(parents=True)
+        write_manifest(run, trials)
+        write_atomically(run / "study.yaml", yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120))
+        return _attempt(settings, run, data, resources, show)
 
 
 def resume_study(run: Path, *, address: str = "local", show: bool = True) -> bool:
@@ -99,18 +98,23 @@ def resume_study(run: Path, *, address: str = "local", show: bool = True) -> boo
     run = run.absolute()
     study = read_study(run)
     settings = StudySettings(**study["settings"])
-    if (load_trials(run)["status"] == "running").any():
+    trials = load_trials(run)
+    if (trials["status"] == "running").any():
         raise StudyError(f"{run}: is running now, in another process; python -m study status {run} shows it")
-    if address == "local":
-        resolve_device(settings.device)
-    data = _load(settings)
+    data = _load(settings, address)
     now, then = _describe_data(settings, data)["fingerprint"], study["data"]["fingerprint"]
     if now != then:
         raise StudyError(f"{run}: began with other images (fingerprint {then}, now {now}); restore them to go on")
-    return _attempt(settings, run, data, address, show)
+    left = int((~trials["status"].isin(ENDED)).sum())
+    if not left:
+        return True
+    with _ray(address):
+        return _attempt(settings, run, data, _resources(settings, address, left), show)
 
 
-def _load(settings: StudySettings) -> ImageData:
+def _load(settings: StudySettings, address: str) -> ImageData:
+    if address == "local":
+        resolve_device(settings.device)
     directory = Path(settings.data_dir) if settings.data_dir else None
     return load_data(settings.dataset, "train", directory, seed=settings.seed, size=settings.train_size)
 
@@ -190,7 +194,7 @@ class _Recorder(tune.Callback):
         self._diverged: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        settings = {**self._fixed, **trial.config["trial"]}
+        settings = TrialSettings(**{**self._fixed, **trial.config["trial"]}).model_dump()
         self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
         if self._progress:
             self._progress.trial_started(trial_name(trial), settings)
@@ -235,23 +239,21 @@ class _FolderNames:
         return name
 
 
-def _attempt(settings: StudySettings, run: Path, data: ImageData, address: str, show: bool) -> bool:
+def _attempt(settings: StudySettings, run: Path, data: ImageData, resources: _Resources, show: bool) -> bool:
     trials = load_trials(run)
     known = trials[~trials["trial_id"].str.startswith("pending-")]
     ended = known[known["status"].isin(ENDED)]
-    begun = known[~known["status"].isin(ENDED) & (known["epochs"] > 0)]
+    unfinished = known[~known["status"].isin(ENDED)]
     left = len(trials) - len(ended)
-    if not left:
-        return True
     attempt = 1 + len(list(run.glob("tune/attempt-*")))
     fixed = fixed_settings(settings)
     asked = {entry.key(): entry for entry in read_manifest(run)}
-    todo = [{"trial": s.model_dump()} for key, s in asked.items() if key not in set(ended["trial_id"])]
+    todo = [s.model_dump() for key, s in asked.items() if key not in set(ended["trial_id"])]
     events = EventLog(run)
     title = f"{run.name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space), list(ended["status"]))
     checkpoints = {}
-    for trial_id, epochs in zip(begun["trial_id"], begun["epochs"], strict=True):
+    for trial_id, epochs in zip(unfinished["trial_id"], unfinished["epochs"], strict=True):
         # A worker may have saved an epoch that the driver did not live to record: it is run again, not left out.
         recorded = {epoch: folder for epoch, folder in checkpoints_of(run, trial_id).items() if epoch <= epochs}
         if recorded:
@@ -261,57 +263,55 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, address: str, 
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _ray(address):
-        resources = _resources(settings, address, left)
-        trainable = tune.with_parameters(
-            run_trial,
-            fixed=fixed,
-            train_data=train_data,
-            val_data=val_data,
-            device=settings.device,
-            num_threads=resources.cpus,
-            checkpoints=checkpoints,
-        )
-        taken = set(ended["trial_id"]) if settings.search == "optuna" else set()
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
-            param_space={} if settings.search == "optuna" else {"trial": tune.grid_search([t["trial"] for t in todo])},
-            tune_config=tune.TuneConfig(
-                metric=OBJECTIVE,
-                mode="max",
-                search_alg=_optuna(settings, ended, begun) if settings.search == "optuna" else None,
-                num_samples=left if settings.search == "optuna" else 1,
-                scheduler=_scheduler(settings, run, known, checkpoints, events),
-                reuse_actors=True,
-                trial_dirname_creator=_FolderNames(fixed, taken),
-            ),
-            run_config=tune.RunConfig(
-                name=f"attempt-{attempt}",
-                storage_path=str(run / "tune"),
-                verbose=0,
-                callbacks=[_Recorder(events, progress if show else None, attempt, fixed)],
-                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-                # The best epoch's for the report; Ray Tune always keeps the last one too, for going on.
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=OBJECTIVE),
-            ),
-        )
-        events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
-        reason = "error"
-        try:
-            with progress if show else contextlib.nullcontext():
-                tuner.fit()
-            over = load_trials(run)["status"].isin(ENDED).all()
-            reason = "finished" if over else "interrupted"
-        except RuntimeError as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StudyError(f"{run}: Ray Tune gave up ({first}); go on by python -m study resume {run}") from error
-        finally:
-            events.append("attempt_ended", attempt=attempt, reason=reason)
+    trainable = tune.with_parameters(
+        run_trial,
+        fixed=fixed,
+        train_data=train_data,
+        val_data=val_data,
+        device=settings.device,
+        num_threads=resources.cpus,
+        checkpoints=checkpoints,
+    )
+    taken = set(ended["trial_id"]) if settings.search == "optuna" else set()
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        param_space={} if settings.search == "optuna" else {"trial": tune.grid_search(todo)},
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            search_alg=_optuna(settings, ended, unfinished) if settings.search == "optuna" else None,
+            num_samples=left if settings.search == "optuna" else 1,
+            scheduler=_scheduler(settings, run, unfinished, checkpoints, events),
+            reuse_actors=True,
+            trial_dirname_creator=_FolderNames(fixed, taken),
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{attempt}",
+            storage_path=str(run / "tune"),
+            verbose=0,
+            callbacks=[_Recorder(events, progress if show else None, attempt, fixed)],
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            # The best epoch's for the report; Ray Tune always keeps the last one too, for going on.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=OBJECTIVE),
+        ),
+    )
+    events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
+    reason = "error"
+    try:
+        with progress if show else contextlib.nullcontext():
+            tuner.fit()
+        over = load_trials(run)["status"].isin(ENDED).all()
+        reason = "finished" if over else "interrupted"
+    except RuntimeError as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StudyError(f"{run}: Ray Tune gave up ({first}); go on by python -m study resume {run}") from error
+    finally:
+        events.append("attempt_ended", attempt=attempt, reason=reason)
     return bool(over)
 
 
 def _scheduler(
-    settings: StudySettings, run: Path, known: pd.DataFrame, checkpoints: dict[str, str], events: EventLog
+    settings: StudySettings, run: Path, unfinished: pd.DataFrame, checkpoints: dict[str, str], events: EventLog
 ) -> RecordingASHA | None:
     if settings.early_stopping == "none":
         return None
@@ -319,8 +319,7 @@ def _scheduler(
     for trial_id, rows in load_epochs(run).groupby("trial_id"):
         history[str(trial_id)] = dict(zip(rows["epoch"], rows["val_accuracy"].fillna(0.0), strict=True))
     # A trial without a checkpoint starts from its first epoch and is judged again.
-    restarted = known[~known["status"].isin(ENDED)]["trial_id"]
-    for trial_id in restarted:
+    for trial_id in unfinished["trial_id"]:
         if trial_id.split("-")[0] not in checkpoints:
             history.pop(trial_id, None)
     return RecordingASHA(
@@ -332,10 +331,10 @@ def _scheduler(
     )
 
 
-def _optuna(settings: StudySettings, ended: pd.DataFrame, begun: pd.DataFrame) -> Searcher:
-    """Return Optuna's TPE, told of the trials that ended and asked to go on first with those that had begun."""
+def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFrame) -> Searcher:
+    """Return Optuna's TPE, told of the trials that ended and asked to go on first with those that did not."""
     names = list(settings.space)
-    points = [{f"trial/{name}": row[name] for name in names} for _, row in begun.iterrows()]
+    points = [{f"trial/{name}": row[name] for name in names} for _, row in unfinished.iterrows()]
     searcher = OptunaSearch(
         space={f"trial/{name}": dist for name, dist in optuna_space(settings).items()},
         metric=OBJECTIVE,

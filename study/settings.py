@@ -263,14 +263,17 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     target: Any = raw
     for parent in parents:
+        if parents[0] == "space" and isinstance(target.get(parent), list):
+            target[parent] = {}  # a range takes the place of a list
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
             raise SettingsError(f"{override!r}: {parent} is a single value, it has no {last}")
     target[last] = value
     part, *names = key.split(".")
-    other = {"space": "fixed", "fixed": "space"}.get(part)
-    if other and names and isinstance(raw.get(other), dict):
-        raw[other].pop(names[0], None)
+    other = raw.get({"space": "fixed", "fixed": "space"}.get(part, ""))
+    if isinstance(other, dict):
+        for name in names[:1] or (value if isinstance(value, dict) else ()):
+            other.pop(name, None)
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -779,3 +779,9 @@ def test_loading_takes_a_seeded_subset(tmp_path):
     assert prints[0] == prints[1] != prints[2]
     with pytest.raises(DataError, match=r"cannot take 21 .*20"):
         load_data("folder", "train", tmp_path, size=21)
+
+
+def test_every_machine_draws_the_same():
+    images, labels, masks = shapes.draw_shapes(500, "train", 0)
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes() + masks.tobytes()).hexdigest()
+    assert digest == "9ae4e1afac70fa91cac0967ab45db9a55ec95fb1f62d45b1702bedac03a3d953"

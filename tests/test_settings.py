@@ -503,3 +503,14 @@ def test_optuna_gets_the_same_space():
     assert (space["width"].low, space["width"].high, space["width"].log, space["width"].step) == (4, 8, False, 1)
     assert space["optimizer"].choices == ("sgd", "adam")
     assert list(space) == ["lr", "width", "optimizer"]
+
+
+def test_a_whole_part_moves_its_names_too():
+    settings = load_settings("demo", ["fixed={lr: 0.1, width: 8}"])
+    assert settings.fixed == {"lr": 0.1, "width": 8}
+    assert "lr" not in settings.space
+
+
+def test_a_range_given_by_its_parts_replaces_a_list():
+    settings = load_settings("demo", ["search=random", "num_trials=2", "space.lr.min=0.01", "space.lr.max=0.1"])
+    assert settings.space["lr"] == Range(min=0.01, max=0.1)

@@ -1,6 +1,7 @@
 """Studies through Ray Tune, from Python."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,6 @@ def test_study_yaml_holds_what_is_needed_to_repeat(finished_run: Path, pictures:
 
 def test_nothing_but_json_and_yaml_is_read(finished_run: Path, tmp_path: Path) -> None:
     """Every pickle of a copy of the run is replaced by garbage; the tables stay the same."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
     pickles = [*copy.rglob("*.pkl"), *copy.rglob("experiment_state*")]
@@ -105,8 +104,6 @@ def test_resuming_a_finished_study_changes_nothing(finished_run: Path) -> None:
 
 def _interrupt(run: Path, keep: int, epochs: dict[str, int]) -> None:
     """Make a finished run look as if its driver had died: `keep` trials ended, others after so many epochs."""
-    import shutil
-
     trials = list(load_trials(run)["trial_id"])
     ended = trials[:keep]
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -151,8 +148,6 @@ def test_an_interrupted_study_goes_on_to_the_undisturbed_result(tiny: tuple[str,
 
 
 def test_other_images_are_refused_on_resume(finished_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
     study = yaml.safe_load((copy / "study.yaml").read_text())
@@ -176,11 +171,16 @@ def test_optuna_suggests_and_goes_on(tiny: tuple[str, ...], tmp_path: Path) -> N
     for row in trials.to_dict("records"):
         values = {name: row[name] for name in TrialSettings.model_fields}
         assert TrialSettings(**values).key() == row["trial_id"]
-    # Ask for two more: the three are told to the sampler, not run again.
+    # Ask for two more, and forget that one of the three ended: the others are told to the sampler, not run again.
     study = yaml.safe_load((run / "study.yaml").read_text())
     study["settings"]["num_trials"] = 5
     (run / "study.yaml").write_text(yaml.safe_dump(study))
-    assert list(load_trials(run)["status"]) == ["completed"] * 3 + ["pending"] * 2
+    lost = trials["trial_id"].iloc[1]
+    shutil.rmtree(run / "tune" / "attempt-1" / lost)
+    lines = (run / "events.jsonl").read_text().splitlines()
+    kept = [line for line in lines if not ("trial_ended" in line and lost in line)]
+    (run / "events.jsonl").write_text("\n".join(kept) + "\n")
+    assert list(load_trials(run)["status"]) == ["completed", "pending", "completed", "pending", "pending"]
     assert resume_study(run, show=False)
     assert list(load_trials(run)["status"]) == ["completed"] * 5
     assert set(trials["trial_id"]) < set(load_trials(run)["trial_id"])

@@ -18,9 +18,11 @@ from trainables import (
     ResNet18,
     TrainingState,
     TrialSettings,
+    UserError,
     autocast,
     evaluate,
     load_checkpoint,
+    load_data,
     resolve_device,
     save_checkpoint,
     shapes,
@@ -475,3 +477,11 @@ def test_example_of_the_module_runs(tmp_path, monkeypatch, capsys):
     saved = load_checkpoint(tmp_path / "my-checkpoint")
     assert saved.epoch == 2
     assert same(saved.model.state_dict(), names["state"].model.state_dict())
+
+
+def test_a_state_goes_on_with_its_own_settings_only():
+    settings = TrialSettings(width=4, max_epochs=1)
+    data = load_data("shapes100", "train", size=200)
+    *_, (_, state) = train(settings, *split_validation(data, 0.5, 0), device="cpu")
+    with pytest.raises(UserError, match="other settings"):
+        next(train(settings.model_copy(update={"max_epochs": 5}), *split_validation(data, 0.5, 0), state=state))

@@ -185,13 +185,13 @@ def test_columns_have_their_order_and_types(run):
         "optimizer": "str",
         "lr": "float64",
         "weight_decay": "float64",
-        "batch_size": "int64",
+        "batch_size": "Int64",
         "schedule": "str",
         "warmup_epochs": "float64",
         "augmentation": "str",
-        "normalize": "bool",
+        "normalize": "boolean",
         "dropout": "float64",
-        "width": "int64",
+        "width": "Int64",
         "precision": "str",
     }
     assert list(trials.columns) == list(expected)

@@ -278,7 +278,7 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
 
 
 def _class_folders(directory: Path) -> tuple[str, ...]:
-    names = tuple(sorted(folder.name for folder in directory.iterdir() if folder.is_dir()))
+    names = tuple(sorted(folder.name for folder in directory.iterdir() if folder.is_dir() and folder.name[0] != "."))
     if not names:
         raise DataError(f"{directory}: holds no class folders; put each class's pictures into a folder of its own")
     return names

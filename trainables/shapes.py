@@ -64,7 +64,7 @@ def _drop(x: Floats, y: Floats) -> Floats:
 
 def _arrow(x: Floats, y: Floats) -> Floats:
     head = _convex(x, y, (0.707, -0.707, 0.707), (-0.707, -0.707, 0.707), (0, 1, 0.0))
-    return np.minimum(head, _box(x, y, 0.3, 0.5, 0.0, 0.45))
+    return np.minimum(head, _box(x, y, 0.3, 0.6, 0.0, 0.35))
 
 
 # Each gives, for coordinates in units of the object's radius (x to the right, y down), the distance to the outline in

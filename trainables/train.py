@@ -34,6 +34,10 @@ class DeviceError(UserError):
     """A device was asked for that this machine does not have."""
 
 
+class SettingsMismatchError(UserError):
+    """A training state should go on with other settings than its own."""
+
+
 @dataclass(frozen=True)
 class EpochMetrics:
     """What one epoch of training gave. Accuracies are fractions in [0, 1], losses mean cross-entropies in nats.
@@ -195,8 +199,11 @@ def train(
 
     Raises:
         DeviceError: if the machine does not have the device.
+        SettingsMismatchError: if the state belongs to other settings.
     """
     target = resolve_device(device)
+    if state and state.settings != settings:
+        raise SettingsMismatchError("the state to go on from was trained with other settings; give it its own")
     state = state or new_state(settings, train_data, target)
     images, labels = to_tensors(train_data, target)
     val_images, val_labels = to_tensors(val_data, target)
