@@ -9,8 +9,11 @@ import pandas as pd
 
 from analysis.report import write_report
 from analysis.tables import write_table
-from analysis.trials import load_epochs, load_trials
+from analysis.trials import load_epochs, load_trials, varied
 from trainables.errors import UserError
+
+# What a terminal shows of trials unless --columns says otherwise; files get every column.
+KEY_COLUMNS = ("run", "trial_id", "status", "epochs", "best_epoch", "val_accuracy", "train_accuracy", "train_seconds")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         table.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
         table.add_argument("--query", metavar="EXPR", help="keep rows for which it is true (pandas.DataFrame.query)")
         table.add_argument("--sort", metavar="COL", help="sort by a column; --sort=-COL for the highest first")
-        table.add_argument("--columns", metavar="A,B", help="show only these columns")
+        table.add_argument(
+            "--columns", metavar="A,B", help="these columns only [table: the telling ones; other formats: all]"
+        )
         table.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table", help="[table]")
         table.add_argument("--output", type=Path, metavar="F", help="write to a file")
     report = commands.add_parser(
@@ -59,11 +64,12 @@ def _table(args: argparse.Namespace) -> None:
     names = list(map(str, table.columns))
     if args.query:
         try:
-            table = table.query(args.query)
+            chosen_rows = table.eval(args.query)
         except Exception as error:  # whatever the expression makes pandas, numexpr or Python raise
             raise UserError(f"--query {args.query!r}: {error}; columns are {', '.join(names)}") from error
-        if not isinstance(table, pd.DataFrame):
-            raise UserError(f"--query {args.query!r}: is no condition; columns are {', '.join(names)}")
+        if not isinstance(chosen_rows, pd.Series) or not pd.api.types.is_bool_dtype(chosen_rows):
+            raise UserError(f"--query {args.query!r}: is not true or false for each row, as lr > 0.01 is")
+        table = table[chosen_rows.fillna(False)]
     if args.sort:
         column = args.sort.removeprefix("-")
         _check([column], names, "--sort")
@@ -72,6 +78,8 @@ def _table(args: argparse.Namespace) -> None:
         chosen = [name.strip() for name in args.columns.split(",")]
         _check(chosen, names, "--columns")
         table = table[chosen]
+    elif args.format == "table" and args.command == "trials":
+        table = table[[name for name in (*KEY_COLUMNS, *varied(table), "stop_reason", "error") if name in names]]
     write_table(table, args.format, args.output)
     if args.output:
         print(f"{len(table)} rows: {args.output}")

@@ -26,6 +26,14 @@ def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def _t95(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    # Fisher's expansion about the normal quantile, exact to three digits beyond the table.
+    return Z95 + (Z95**3 + Z95) / (4 * freedom) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * freedom**2)
+
+
 def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
     """Return mean and 95 % interval of independent values, by Student's t; NaN limits for fewer than two."""
     finite = np.asarray(values, dtype=np.float64)
@@ -35,12 +43,7 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     mean = float(finite.mean())
     if len(finite) < 2:
         return mean, math.nan, math.nan
-    freedom = len(finite) - 1
-    if freedom <= len(_T95):
-        t = _T95[freedom - 1]
-    else:  # Fisher's expansion about the normal quantile, exact to three digits beyond the table
-        t = Z95 + (Z95**3 + Z95) / (4 * freedom) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * freedom**2)
-    half = t * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    half = _t95(len(finite) - 1) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
     return mean, mean - half, mean + half
 
 
@@ -52,6 +55,20 @@ def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float
         b: (N,) bool, the second on the same images.
     """
     return mean_interval(a.astype(np.float64) - b.astype(np.float64))
+
+
+def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return the difference of two groups' means with its 95 % interval (Welch, Biometrika 1947).
+
+    The degrees of freedom are those of the smaller group, which errs on the wide side. NaN limits where a group has
+    fewer than two values.
+    """
+    difference = float(np.mean(a) - np.mean(b))
+    freedom = min(len(a), len(b)) - 1
+    if freedom < 1:
+        return difference, math.nan, math.nan
+    half = _t95(freedom) * math.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
+    return difference, difference - half, difference + half
 
 
 def recipe_columns(trials: pd.DataFrame) -> list[str]:
@@ -78,46 +95,54 @@ def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
     return " · ".join(words) or "the one recipe"
 
 
+def _amounts(trials: pd.DataFrame) -> list[str]:
+    columns = recipe_columns(trials)
+    return [name for name in varied(trials) if name not in columns and name != "seed"]
+
+
 def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
     """Return each recipe's best configuration, best recipe first.
 
-    Configurations are compared by validation accuracy, averaged over seeds. Trials that ASHA stopped were not trained
-    to the end: a recipe is represented by one of them only if none of its trials was completed, and is then marked
-    ``censored`` and stands after the others.
+    Configurations are compared by validation accuracy, averaged over seeds. A configuration counts as whole if all its
+    seeds were trained to the end: of one that ASHA thinned out, only the lucky seeds would be left. A recipe is
+    represented by one that is not whole only if it has no other, is then marked ``censored`` and stands after the
+    others.
 
     Args:
         trials: as :func:`analysis.load_trials` gives them.
         num_val_images: images behind each validation accuracy.
 
     Returns:
-        One row a recipe: ``recipe``, the recipe's columns and the varied amounts, ``trial_ids``, ``num_seeds``,
-        ``num_trials`` (of the recipe), ``censored``, ``epochs``, ``val_accuracy`` with ``val_low`` and ``val_high``
-        (95 %: over seeds where there are several, else over images), ``train_accuracy``, ``generalization_gap``.
+        One row a recipe: ``recipe``, the recipe's columns and the varied amounts, ``trial_ids``, ``num_seeds`` (with a
+        result), ``num_seeds_asked``, ``num_trials`` (of the recipe), ``censored``, ``epochs``, ``val_accuracy`` with
+        ``val_low`` and ``val_high`` (95 %: over seeds where there are several, else over images), ``train_accuracy``,
+        ``generalization_gap``.
     """
-    columns = recipe_columns(trials)
-    amounts = [name for name in varied(trials) if name not in columns and name != "seed"]
-    seen = trials[trials["val_accuracy"].notna()]
-    if seen.empty:
-        return pd.DataFrame()
+    columns, amounts = recipe_columns(trials), _amounts(trials)
     rows = []
-    for _, group in seen.groupby(columns, observed=True, sort=False) if columns else [((), seen)]:
-        whole = group[group["status"] == "completed"]
-        pool = group if whole.empty else whole
-        candidates = list(pool.groupby([*amounts, "max_epochs"], observed=True, sort=False))
-        _, best = max(candidates, key=lambda item: item[1]["val_accuracy"].mean())
+    for _, group in trials.groupby(columns, observed=True, sort=False) if columns else [((), trials)]:
+        candidates = []
+        for _, asked in group.groupby([*amounts, "max_epochs"], observed=True, sort=False):
+            seen = asked[asked["val_accuracy"].notna()]
+            if len(seen):
+                whole = bool((asked["status"] == "completed").all())
+                candidates.append((whole, float(seen["val_accuracy"].mean()), asked, seen))
+        if not candidates:
+            continue
+        whole, _, asked, best = max(candidates, key=lambda candidate: candidate[:2])
         by_seed = best.groupby("seed")["val_accuracy"].mean()
         mean, low, high = mean_interval(by_seed.to_numpy())
-        if len(by_seed) == 1:
-            low, high = wilson_interval(mean, num_val_images)
-        first = best.sort_values("val_accuracy", ascending=False).iloc[0]
+        low, high = (max(0.0, low), min(1.0, high)) if len(by_seed) > 1 else wilson_interval(mean, num_val_images)
+        first = best.iloc[0]
         rows.append(
             {
                 "recipe": recipe_name(first, columns),
                 **{name: first[name] for name in [*columns, *amounts]},
                 "trial_ids": tuple(best["trial_id"]),
-                "num_seeds": int(best["seed"].nunique()),
+                "num_seeds": len(by_seed),
+                "num_seeds_asked": int(asked["seed"].nunique()),
                 "num_trials": len(group),
-                "censored": whole.empty,
+                "censored": not whole,
                 "epochs": int(best["epochs"].max()),
                 "val_accuracy": mean,
                 "val_low": low,
@@ -126,22 +151,31 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
                 "generalization_gap": best["generalization_gap"].mean(),
             }
         )
+    if not rows:
+        return pd.DataFrame()
     return pd.DataFrame(rows).sort_values(["censored", "val_accuracy"], ascending=[True, False], ignore_index=True)
 
 
 def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
-    """Return the k trials that are worth a look at the test set, best first.
+    """Return the trials of the k configurations that are worth a look at the test set, best first.
 
-    Completed trials come before stopped ones, the best trial of each recipe before its others, and then validation
-    accuracy decides. Only trials with a checkpoint count.
+    The seeds of a configuration stand together. The best configuration of each recipe comes before its others, then
+    validation accuracy, averaged over seeds, decides. Trials that were stopped early count only where none was
+    completed, and only those with a checkpoint.
     """
-    usable = trials[trials["checkpoint"].notna() & trials["val_accuracy"].notna()].copy()
-    columns = recipe_columns(trials)
-    usable["_completed"] = usable["status"] == "completed"
-    usable = usable.sort_values(["_completed", "val_accuracy"], ascending=False, kind="stable")
-    usable["_again"] = usable.duplicated(columns) if columns else False
-    usable = usable.sort_values(["_completed", "_again", "val_accuracy"], ascending=[False, True, False], kind="stable")
-    return usable.drop(columns=["_completed", "_again"]).head(k)
+    usable = trials[trials["checkpoint"].notna() & trials["val_accuracy"].notna()]
+    completed = usable["status"] == "completed"
+    usable = usable[completed] if completed.any() else usable
+    columns, amounts = recipe_columns(trials), _amounts(trials)
+    keys = [*columns, *amounts]
+    if usable.empty or not keys:
+        return usable.sort_values("val_accuracy", ascending=False, kind="stable") if k else usable.head(0)
+    means = usable.groupby(keys, observed=True, sort=False)["val_accuracy"].mean().sort_values(ascending=False)
+    ranked = means.reset_index()[keys]
+    again = ranked.duplicated(columns)
+    ranked = pd.concat([ranked[~again], ranked[again]]).head(k).assign(_rank=range(min(k, len(ranked))))
+    ordered = usable.reset_index().merge(ranked, on=keys).sort_values(["_rank", "seed"], kind="stable")
+    return usable.loc[ordered["index"]]
 
 
 def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:

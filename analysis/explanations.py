@@ -72,6 +72,11 @@ def load_test_data(run: Path, data_dir: Path | None = None) -> ImageData:
     study = read_study(run)
     settings = study["settings"]
     directory = data_dir or (Path(settings["data_dir"]) if settings["data_dir"] else None)
+    if settings["dataset"] == "folder":
+        # Pictures that were added or removed would move training images into an undivided folder's test split.
+        train = load_data("folder", "train", directory, seed=settings["seed"], size=settings["train_size"])
+        if train.fingerprint() != study["data"]["fingerprint"]:
+            raise RunError(f"{run}: the pictures have changed since the study; restore them, or use --top 0")
     data = load_data(settings["dataset"], "test", directory, seed=settings["seed"])
     if list(data.class_names) != study["data"]["class_names"]:
         raise RunError(f"{run}: the test images have other classes than the study had; give its data with --data-dir")
@@ -131,9 +136,13 @@ def _compute(checkpoint: Path, data: ImageData, num_maps: int, device: str) -> d
         logits = [model(to_input(batch)).float().cpu() for batch in images.split(BATCH)]
     # Maps in fp32: gradients of a bf16 network are visibly quantized.
     indices = np.sort(np.random.default_rng(0).permutation(len(data))[:num_maps])
-    maps = [explain(model, to_input(batch)) for batch in images[torch.from_numpy(indices).to(where)].split(BATCH)]
+    all_logits = torch.cat(logits)
+    chosen = torch.from_numpy(indices).to(where)
+    # The class explained is the one predicted above, also where fp32 would narrowly predict another.
+    batches = zip(images[chosen].split(BATCH), all_logits.argmax(1).to(where)[chosen].split(BATCH), strict=True)
+    maps = [explain(model, to_input(batch), target) for batch, target in batches]
     return {
-        "logits": torch.cat(logits).numpy().astype(np.float32),
+        "logits": all_logits.numpy().astype(np.float32),
         "indices": indices,
         "saliency": torch.cat([m.saliency for m in maps]).cpu().numpy().astype(np.float32),
         "cam": torch.cat([m.cam for m in maps]).cpu().numpy().astype(np.float32),

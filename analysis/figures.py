@@ -60,7 +60,7 @@ def accuracy_figure(recipes: pd.DataFrame) -> Figure:
         errors = np.nan_to_num(np.clip(np.stack([low, high]), 0, None))
         style = _style(index) | {"linestyle": "none"}
         axis.errorbar(value, rows + offset, xerr=errors, label=label, capsize=3, markersize=6, **style)
-    names = [_shorten(r["recipe"]) + (" (stopped early)" if r["censored"] else "") for _, r in recipes.iterrows()]
+    names = [_shorten(r["recipe"]) + (" (not all completed)" if r["censored"] else "") for _, r in recipes.iterrows()]
     axis.set_yticks(rows, names, parse_math=False)
     axis.invert_yaxis()
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -130,6 +130,7 @@ def lr_figure(trials: pd.DataFrame) -> Figure:
             axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
             axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("learning rate")
+        axis.margins(x=0.15)
         axis.set_title(str(panel) if panel is not None else "", fontsize=10)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _tidy(axis)
@@ -137,7 +138,7 @@ def lr_figure(trials: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("validation accuracy")
     for name, style in styles.items():
         axes[-1].plot([], [], label=_shorten(name), **style)
-    axes[-1].plot([], [], "o", color="#555555", markerfacecolor="white", label="stopped early")
+    axes[-1].plot([], [], "o", color="#555555", markerfacecolor="white", label="not completed")
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

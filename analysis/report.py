@@ -1,8 +1,10 @@
 """Tables and figures -> report.html (one file, opens offline), report.md and figures/."""
 
 import base64
+import dataclasses
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,6 +23,7 @@ from analysis import figures
 from analysis.compare import (
     asha_savings,
     compare_recipes,
+    difference_of_means,
     mean_interval,
     paired_difference,
     recipe_columns,
@@ -33,7 +36,7 @@ from analysis.trials import HYPERPARAMETERS, RunError, load_epochs, load_trials,
 from trainables.data import ImageData
 
 PANEL_RIGHT, PANEL_WRONG = 5, 3
-PANEL_NETWORKS = 3  # side by side; more would not be legible
+PANEL_NETWORKS = 4  # side by side; more would not be legible
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,7 @@ def write_report(
     """
     runs = [Path(run) for run in runs]
     studies = [read_study(run) for run in runs]
-    for run, study in zip(runs, studies, strict=True):
-        if study["data"]["fingerprint"] != studies[0]["data"]["fingerprint"]:
-            raise RunError(f"{run} and {runs[0]} were trained on different images: their accuracies cannot be compared")
+    _check_comparable(runs, studies)
     trials = load_trials(runs)
     epochs = load_epochs(runs)
     if not trials["val_accuracy"].notna().any():
@@ -100,7 +101,10 @@ def write_report(
     if len(runs) > 1:
         # The same settings may have been run twice; their curves must not become one.
         for frame in (trials, epochs):
-            frame["trial_id"] = frame["run"].map({str(run): f"{run.name}/" for run in runs}) + frame["trial_id"]
+            names = [run.name for run in runs]
+            prefixes = names if len(set(names)) == len(names) else [str(run) for run in runs]
+            shown = {str(run): f"{prefix}/" for run, prefix in zip(runs, prefixes, strict=True)}
+            frame["trial_id"] = frame["run"].map(shown) + frame["trial_id"]
     output = output or runs[0] / "report"
     num_val = int(studies[0]["data"]["num_val_images"])
     recipes = compare_recipes(trials, num_val)
@@ -113,19 +117,16 @@ def write_report(
     context = {
         "title": ", ".join(str(study["name"]) for study in studies),
         "studies": studies,
-        "settings": studies[0]["settings"],
         "data": studies[0]["data"],
         "versions": {**studies[0]["versions"], "report by": f"pandas {version('pandas')}"},
         "headline": _headline(recipes, chosen, explanations, trials, num_val, len(data) if data else 0),
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
-        "savings": asha_savings(trials).to_dict("records"),
         "measures": _measure_rows(explanations, chosen, data, trials),
         "pictures": pictures,
         "counts": {str(k): int(n) for k, n in trials["status"].value_counts().items() if n},
         "trials": _trial_rows(trials),
         "trial_columns": [*varied(trials)],
-        "failures": trials[trials["error"].notna()][["trial_id", "error"]].to_dict("records"),
         "num_val": num_val,
         "num_test": len(data) if data else 0,
         "runs": [str(run) for run in runs],
@@ -137,6 +138,17 @@ def write_report(
     return output / "report.html"
 
 
+def _check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -> None:
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise RunError(f"{', '.join(map(str, runs))}: the same run is given twice")
+    for run, study in zip(runs, studies, strict=True):
+        if study["data"]["fingerprint"] != studies[0]["data"]["fingerprint"]:
+            raise RunError(f"{run} and {runs[0]} were trained on different images: their accuracies cannot be compared")
+        for name in ("val_fraction", "seed"):
+            if study["settings"].get(name) != studies[0]["settings"].get(name):
+                raise RunError(f"{run} and {runs[0]} differ in {name}, so they were validated on different images")
+
+
 def _explain(
     runs: Sequence[Path], chosen: pd.DataFrame, data_dir: Path | None, device: str
 ) -> tuple[ImageData, list[Explanation]]:
@@ -146,7 +158,7 @@ def _explain(
         own = trial.copy()
         own["trial_id"] = str(trial["trial_id"]).split("/")[-1]
         found = explain_trial(Path(trial["run"]), own, data, device)
-        explanations.append(Explanation(str(trial["trial_id"]), *list(vars(found).values())[1:]))
+        explanations.append(dataclasses.replace(found, trial_id=str(trial["trial_id"])))
     return data, explanations
 
 
@@ -158,6 +170,7 @@ def _with_test(recipes: pd.DataFrame, explanations: Sequence[Explanation]) -> pd
         mean, low, high = mean_interval([e.accuracy for e in measured])
         if len(measured) == 1:
             low, high = wilson_interval(mean, len(measured[0].labels))
+        low, high = np.clip([low, high], 0, 1)  # NaN stays
         values.append((mean, low, high, len(measured)))
     return recipes.assign(
         **{
@@ -190,28 +203,43 @@ def _headline(
         on = f"{num_test:,} test and {num_val:,} validation images" if first["test_seeds"] else f"{num_val:,} images"
         sure = (
             f"One seed. The 95 % interval covers which images were drawn ({on}), not the chance in training: "
-            "another seed may rank close recipes differently. Repeat with space.seed=[0,1,2] before you rely on it."
+            "another seed may rank close recipes differently. Repeat with space.seed=[0,1,2] early_stopping=none "
+            "before you rely on it."
         )
-    by_id = {e.trial_id: e for e in explanations}
     by = "There is no other recipe to compare with."
     if len(recipes) > 1:
         second = recipes.iloc[1]
-        gap = first["val_accuracy"] - second["val_accuracy"]
-        by = f"{100 * gap:.1f} points of validation accuracy ahead of the next recipe, {second['recipe']}"
-        if second["censored"]:
-            by += " (stopped early: its accuracy is that of an unfinished training)"
-        a, b = (next((by_id[i] for i in r["trial_ids"] if i in by_id), None) for r in (first, second))
-        if a is not None and b is not None and seeds == 1:
-            mean, low, high = paired_difference(a.correct, b.correct)
-            verdict = "the difference is beyond chance in the images" if low > 0 or high < 0 else "too close to call"
-            by += (
-                f"; on the same {num_test:,} test images the two networks differ by {100 * mean:+.1f} points "
-                f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}): {verdict}"
-            )
-        by += "."
+        gap = 100 * (first["val_accuracy"] - second["val_accuracy"])
+        by = f"{gap:.1f} points of validation accuracy ahead of the next recipe, {second['recipe']}"
+        by += _difference(first, second, explanations, trials) + "."
     if first["censored"]:
-        sure += " No trial was completed: all of these figures are of unfinished trainings."
+        sure += " No recipe was trained to the end with all its seeds: these figures are of unfinished trainings."
     return {"won": won, "reached": reached + ".", "by": by, "sure": sure}
+
+
+def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Explanation], trials: pd.DataFrame) -> str:
+    """Say whether the best recipe's lead over the next one is more than chance."""
+    if first["censored"] or second["censored"]:
+        return "; no verdict, for not all of their trials were trained to the end"
+    by_id = {e.trial_id: e for e in explanations}
+    accuracy = trials.set_index("trial_id")["val_accuracy"]
+    if first["num_seeds"] > 1 and second["num_seeds"] > 1:
+        groups = [accuracy[list(row["trial_ids"])].tolist() for row in (first, second)]
+        what, chance = "over seeds the difference is", "in training"
+        mean, low, high = difference_of_means(*groups)
+    elif (a := by_id.get(first["trial_ids"][0])) and (b := by_id.get(second["trial_ids"][0])):
+        what, chance = f"on the same {len(a.labels):,} test images the two networks differ by", "in the images"
+        mean, low, high = paired_difference(a.correct, b.correct)
+    else:
+        return ""
+    if low > 0:
+        verdict = f"beyond chance {chance}"
+    elif high < 0:
+        verdict = f"here the next recipe is better, beyond chance {chance}"
+    else:
+        verdict = "too close to call"
+    numbers = f"{100 * mean:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+    return f"; {what} {numbers}: {verdict}"
 
 
 def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
@@ -225,6 +253,9 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
                 **row,
                 "val": val,
                 "test": test,
+                "seeds": row["num_seeds"]
+                if row["num_seeds"] == row["num_seeds_asked"]
+                else f"{row['num_seeds']} of {row['num_seeds_asked']}",
                 "gap": "–" if pd.isna(gap) else f"{100 * gap:+.1f}".replace("-", "−"),
                 "trial": ", ".join(row["trial_ids"]),
             }
@@ -285,6 +316,15 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _short(note: str) -> str:
+    """Return ASHA's reason with percentages, as the columns beside it have them."""
+    numbers = re.fullmatch(r"ASHA at epoch (\d+): accuracy ([\d.]+) below the cutoff ([\d.]+) of rung .*", note)
+    if not numbers:
+        return note
+    epoch, value, cutoff = numbers.groups()
+    return f"epoch {epoch}: {percent(float(value))} < {percent(float(cutoff))}"
+
+
 def _pictures(
     trials: pd.DataFrame,
     epochs: pd.DataFrame,
@@ -337,8 +377,14 @@ def _pictures(
         )
     if data is not None and explanations:
         columns = recipe_columns(trials)
-        shown = list(explanations)[:PANEL_NETWORKS]
-        networks = [trial for _, trial in chosen.iterrows()][:PANEL_NETWORKS]
+        # One network a configuration: its first seed, whatever that seed reached.
+        alike = [name for name in (*columns, *varied(trials)) if name != "seed"]
+        single = ~chosen.duplicated(alike) if alike else pd.Series(range(len(chosen)), index=chosen.index) == 0
+        picked = [
+            pair for pair, take in zip(zip(explanations, chosen.iterrows(), strict=True), single, strict=True) if take
+        ]
+        shown = [explanation for explanation, _ in picked][:PANEL_NETWORKS]
+        networks = [trial for _, (_, trial) in picked][:PANEL_NETWORKS]
         names = [recipe_name(trial, columns) for trial in networks]
         notes = [
             f"epoch {trial['best_epoch']}{'' if trial['status'] == 'completed' else ', stopped early'}, "
@@ -383,7 +429,7 @@ def _markdown_text(value: object) -> object:
     """Return a value as Markdown text, also in a table's cell, in which nothing is markup."""
     if isinstance(value, Markup | Undefined):
         return value
-    text = html.escape(" ".join(str(value).split()) if not str(value).isspace() else str(value), quote=False)
+    text = html.escape(re.sub(r"\s+", " ", str(value)), quote=False)
     for character in "\\`*_{}[]|#":
         text = text.replace(character, "\\" + character)
     return text

@@ -65,7 +65,6 @@ class _Trial:
 
     trial_id: str
     settings: dict[str, Any]
-    folders: list[Path] = field(default_factory=list)
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     started: int = 0  # attempt that started it last
     ended: str = ""  # completed, failed
@@ -212,11 +211,9 @@ def _read_run(run: Path) -> tuple[list[_Trial], int | None]:
         if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and "trial_id" in entry:
             trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"])
     live_attempt = _read_events(run, trials)
-    folders = sorted(run.glob("tune/attempt-*/*/result.json"), key=_by_attempt)
-    for file in folders:
+    for file in sorted(run.glob("tune/attempt-*/*/result.json"), key=_by_attempt):
         trial = trials.get(file.parent.name)
         if trial is not None:
-            trial.folders.append(file.parent)
             trial.rows |= {row["epoch"]: row for row in _read_lines(file) if _is_epoch(row)}
     return list(trials.values()), live_attempt
 
@@ -224,29 +221,34 @@ def _read_run(run: Path) -> tuple[list[_Trial], int | None]:
 def _read_events(run: Path, trials: dict[str, _Trial]) -> int | None:
     live: dict[str, Any] | None = None
     for event in _read_lines(run / "events.jsonl"):
-        kind = event.get("event")
-        if kind == "attempt_started":
-            live = event
-        elif kind == "attempt_ended":
-            live = None
-        trial_id = event.get("trial_id")
-        if trial_id is None:
-            continue
-        if trial_id not in trials:
-            trials[trial_id] = _Trial(trial_id, event.get("settings", {}))
-        trial = trials[trial_id]
-        if kind == "trial_started":
-            trial.started, trial.ended, trial.error = event["attempt"], "", ""
-        elif kind == "rung" and event["stop"]:
-            trial.stop_reason = (
-                f"ASHA at epoch {event['epoch']}: accuracy {event['value']:.4f} below the cutoff "
-                f"{event['cutoff']:.4f} of rung {event['rung']:g}"
-            )
-        elif kind == "trial_ended":
-            trial.ended = "completed"
-        elif kind == "trial_failed":
-            trial.ended, trial.error = "failed", event["error"]
+        try:
+            if event["event"] == "attempt_started":
+                live = {name: event[name] for name in ("attempt", "pid", "host")}
+            elif event["event"] == "attempt_ended":
+                live = None
+            elif "trial_id" in event:
+                _read_event(event, trials)
+        except (KeyError, TypeError, ValueError):
+            continue  # an event that is not whole says nothing
     return live["attempt"] if live and _is_alive(live) else None
+
+
+def _read_event(event: dict[str, Any], trials: dict[str, _Trial]) -> None:
+    trial_id, kind = event["trial_id"], event["event"]
+    if trial_id not in trials and kind == "trial_started":
+        trials[trial_id] = _Trial(trial_id, dict(event["settings"]))
+    trial = trials[trial_id]
+    if kind == "trial_started":
+        trial.started, trial.ended, trial.error = event["attempt"], "", ""
+    elif kind == "rung" and event["stop"]:
+        trial.stop_reason = (
+            f"ASHA at epoch {event['epoch']}: accuracy {event['value']:.4f} below the cutoff "
+            f"{event['cutoff']:.4f} of rung {event['rung']:g}"
+        )
+    elif kind == "trial_ended":
+        trial.ended = "completed"
+    elif kind == "trial_failed":
+        trial.ended, trial.error = "failed", event["error"]
 
 
 def _is_alive(attempt: dict[str, Any]) -> bool:

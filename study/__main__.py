@@ -1,6 +1,7 @@
 """The command ``python -m study``: run, resume, status, list, presets."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r}: must be a plain folder name; use --out for where it lies")
     run = args.out / name
-    return _attempt(run, lambda: run_study(settings, run, address=args.address, show=not args.quiet))
+    command = shlex.join(["python", "-m", "study", *sys.argv[1:]])
+    return _attempt(run, lambda: run_study(settings, run, address=args.address, show=not args.quiet, command=command))
 
 
 def _free_name(out: Path, stem: str) -> str:
@@ -129,7 +131,7 @@ def _print_summary(run: Path) -> None:
 def _status(args: argparse.Namespace) -> int:
     study = read_study(args.run)
     settings = study["settings"]
-    print(f"{study['name']}: {settings['dataset']}, {settings['search']} search, begun {study['created']}")
+    print(f"{study.get('name')}: {settings.get('dataset')}, {settings.get('search')} search, {study.get('created')}")
     _print_summary(args.run)
     trials = load_trials(args.run)
     columns = ["trial_id", "status", "epochs", "best_epoch", "val_accuracy", *varied(trials), "stop_reason"]
@@ -145,7 +147,7 @@ def _status(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     if not args.directory.is_dir():
         raise UserError(f"{args.directory}: no such directory; python -m study run makes runs/")
-    rows = []
+    rows: list[dict[str, object]] = []
     for file in sorted(args.directory.glob("*/study.yaml")):
         try:
             study, trials = read_study(file.parent), load_trials(file.parent)
@@ -158,10 +160,10 @@ def _list(args: argparse.Namespace) -> int:
             {
                 "run": str(file.parent),
                 "state": state,
-                "dataset": study["settings"]["dataset"],
+                "dataset": study["settings"].get("dataset"),
                 "trials": f"{ended.sum()}/{len(trials)}",
                 "best val. accuracy": f"{trials['val_accuracy'].max():.4f}",
-                "begun": study["created"],
+                "begun": study.get("created"),
             }
         )
     print(as_text(pd.DataFrame(rows)) if rows else f"no runs in {args.directory}")
@@ -190,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough (| head)
+        sys.stderr.close()
+        return 0
 
 
 def _resume(args: argparse.Namespace) -> int:

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -43,7 +44,6 @@ class Progress:
         num_trials: trials asked for.
         max_epochs: epochs of a trial that is not stopped.
         varied: the hyperparameters that tell trials apart.
-        ended: status of each trial that ended in an earlier attempt.
         console: where to show; standard output by default.
     """
 
@@ -53,12 +53,11 @@ class Progress:
         num_trials: int,
         max_epochs: int,
         varied: Sequence[str],
-        ended: Sequence[str] = (),
         console: Console | None = None,
     ) -> None:
         self._title, self._num_trials, self._max_epochs, self._varied = title, num_trials, max_epochs, list(varied)
         self._console = console or Console(soft_wrap=False)
-        self._ended = Counter(ended)
+        self._ended: Counter[str] = Counter()
         self._running: dict[str, _Shown] = {}
         self._last: deque[tuple[str, _Shown, str]] = deque(maxlen=SHOWN_ENDED)
         self._best: tuple[float, str] | None = None
@@ -71,6 +70,18 @@ class Progress:
             else None
         )
 
+    def resume(self, ended: Sequence[str], trials: pd.DataFrame) -> None:
+        """Take over what earlier attempts did: the statuses of trials that ended, and the trials' table."""
+        self._ended.update(ended)
+        scored = trials[trials["val_accuracy"].notna()].sort_values("val_accuracy")
+        if len(scored):
+            best = scored.iloc[-1]
+            text = f"{self._recipe(best)}  (epoch {best['best_epoch']}, trial {best['trial_id']})"
+            self._best = (best["val_accuracy"], text)
+
+    def _recipe(self, settings: Mapping[str, Any] | pd.Series) -> str:
+        return "  ".join(f"{name}={settings[name]}" for name in self._varied) or "the one configuration"
+
     def __enter__(self) -> "Progress":
         if self._live:
             self._live.start()
@@ -82,8 +93,7 @@ class Progress:
 
     def trial_started(self, trial_id: str, settings: dict[str, Any]) -> None:
         """A trial starts or starts again."""
-        recipe = "  ".join(f"{name}={settings[name]}" for name in self._varied)
-        self._running[trial_id] = _Shown(recipe or "the one configuration")
+        self._running[trial_id] = _Shown(self._recipe(settings))
 
     def epoch_done(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial reports an epoch."""
@@ -96,7 +106,7 @@ class Progress:
 
     def trial_ended(self, trial_id: str, status: str) -> None:
         """A trial ends as completed, stopped, diverged or failed."""
-        shown = self._running.pop(trial_id)
+        shown = self._running.pop(trial_id, _Shown("never started"))
         self._ended[status] += 1
         self._ended_epochs.append(shown.epoch)
         self._last.append((trial_id, shown, status))

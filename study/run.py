@@ -8,11 +8,9 @@ import contextlib
 import logging
 import os
 import platform
-import shlex
 import socket
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +31,7 @@ from study.asha import RecordingASHA, trial_name
 from study.events import EventLog
 from study.manifest import read_manifest, write_atomically, write_manifest
 from study.progress import Progress
-from study.settings import StudySettings
+from study.settings import StudySettings, check_settings
 from study.space import fixed_settings, list_trials, optuna_space
 from trainables.data import ImageData, load_data, stratified_split
 from trainables.errors import UserError
@@ -49,7 +47,9 @@ class StudyError(UserError):
     """A study that cannot be started or did not come to its end; what is finished is on disk."""
 
 
-def run_study(settings: StudySettings, run: Path, *, address: str = "local", show: bool = True) -> bool:
+def run_study(
+    settings: StudySettings, run: Path, *, address: str = "local", show: bool = True, command: str = "run_study(...)"
+) -> bool:
     """Run a study from its beginning.
 
     Args:
@@ -57,6 +57,7 @@ def run_study(settings: StudySettings, run: Path, *, address: str = "local", sho
         run: the run directory; made here, must not exist.
         address: ``local`` starts Ray on this machine for as long as the study runs; else a Ray cluster's address.
         show: whether to print progress.
+        command: what was typed to run it, for the record.
 
     Returns:
         Whether all trials ended; False after an interruption.
@@ -73,7 +74,7 @@ def run_study(settings: StudySettings, run: Path, *, address: str = "local", sho
     study = {
         "name": run.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(["python", "-m", "study", *sys.argv[1:]]),
+        "command": command,
         "settings": settings.model_dump(),
         "data": _describe_data(settings, data),
         "machine": _machine(),
@@ -97,7 +98,7 @@ def resume_study(run: Path, *, address: str = "local", show: bool = True) -> boo
     """
     run = run.absolute()
     study = read_study(run)
-    settings = StudySettings(**study["settings"])
+    settings = check_settings(study["settings"], str(run / "study.yaml"))
     trials = load_trials(run)
     if (trials["status"] == "running").any():
         raise StudyError(f"{run}: is running now, in another process; python -m study status {run} shows it")
@@ -146,24 +147,31 @@ def _machine() -> dict[str, Any]:
 class _Resources:
     cpus: int
     gpus: float
+    concurrent: int | None = None
 
 
 def _resources(settings: StudySettings, address: str, num_trials: int) -> _Resources:
     """Share the machine among trials: GPUs whole, or CPU cores so that threads add up to the cores."""
     total = ray.cluster_resources()
     cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
+    # A trial runs on one node.
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
     wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
     gpus_per_trial = settings.gpus_per_trial
     if gpus_per_trial is None:
         gpus_per_trial = 1.0 if wants_gpu else 0.0
-    cpus_per_trial = settings.cpus_per_trial or (1 if gpus_per_trial else max(1, cpus // max(1, num_trials)))
+    cpus_per_trial = settings.cpus_per_trial or (
+        1 if gpus_per_trial else max(1, min(largest, cpus // max(1, num_trials)))
+    )
     # On a cluster that grows by itself more may come; here it cannot, and Ray Tune would wait for ever.
     if address == "local" and (cpus_per_trial > cpus or gpus_per_trial > gpus):
         raise StudyError(
             f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but there are {cpus} and {gpus:g}; "
             "lower cpus_per_trial or gpus_per_trial"
         )
-    return _Resources(cpus_per_trial, gpus_per_trial)
+    # Ray does not know Apple's GPU: without a limit, every core would run a trial on it.
+    on_mps = address == "local" and resolve_device(settings.device).type == "mps"
+    return _Resources(cpus_per_trial, gpus_per_trial, 1 if on_mps else None)
 
 
 @contextlib.contextmanager
@@ -178,7 +186,7 @@ def _ray(address: str) -> Iterator[None]:
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise StudyError(f"Ray at {address!r} could not be reached or started: {error}") from error
     try:
         yield
@@ -227,14 +235,23 @@ class _Recorder(tune.Callback):
 
 
 class _FolderNames:
-    """Names a trial's folder by the key of its settings; repeated settings get a number."""
+    """Names a trial's folder by the key of its settings; settings that were tried before get a number.
 
-    def __init__(self, fixed: dict[str, Any], taken: set[str]) -> None:
-        self._fixed, self._taken = fixed, taken
+    Args:
+        fixed: the hyperparameters that do not vary.
+        known: the trials of earlier attempts.
+        unfinished: those of them that are to be gone on with; each is claimed once.
+    """
+
+    def __init__(self, fixed: dict[str, Any], known: Iterable[str], unfinished: Iterable[str]) -> None:
+        self._fixed, self._unfinished = fixed, set(unfinished)
+        self._taken = set(known) - self._unfinished
 
     def __call__(self, trial: Trial) -> str:
         key = TrialSettings(**{**self._fixed, **trial.config["trial"]}).key()
-        name = next(n for n in (key, *(f"{key}-{i}" for i in range(2, 10_000))) if n not in self._taken)
+        names = [key, *(f"{key}-{i}" for i in range(2, 10_000))]
+        free = [name for name in names if name not in self._taken]
+        name = next((name for name in free if name in self._unfinished), free[0])
         self._taken.add(name)
         return name
 
@@ -251,13 +268,14 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, resources: _Re
     todo = [s.model_dump() for key, s in asked.items() if key not in set(ended["trial_id"])]
     events = EventLog(run)
     title = f"{run.name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
-    progress = Progress(title, len(trials), settings.max_epochs, list(settings.space), list(ended["status"]))
+    progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
+    progress.resume(list(ended["status"]), known)
     checkpoints = {}
     for trial_id, epochs in zip(unfinished["trial_id"], unfinished["epochs"], strict=True):
         # A worker may have saved an epoch that the driver did not live to record: it is run again, not left out.
         recorded = {epoch: folder for epoch, folder in checkpoints_of(run, trial_id).items() if epoch <= epochs}
         if recorded:
-            checkpoints[trial_id.split("-")[0]] = str(recorded[max(recorded)])
+            checkpoints[trial_id] = str(recorded[max(recorded)])
 
     train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
@@ -272,18 +290,18 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, resources: _Re
         num_threads=resources.cpus,
         checkpoints=checkpoints,
     )
-    taken = set(ended["trial_id"]) if settings.search == "optuna" else set()
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space={} if settings.search == "optuna" else {"trial": tune.grid_search(todo)},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
-            search_alg=_optuna(settings, ended, unfinished) if settings.search == "optuna" else None,
+            search_alg=_optuna(settings, ended, unfinished, attempt) if settings.search == "optuna" else None,
             num_samples=left if settings.search == "optuna" else 1,
             scheduler=_scheduler(settings, run, unfinished, checkpoints, events),
             reuse_actors=True,
-            trial_dirname_creator=_FolderNames(fixed, taken),
+            trial_dirname_creator=_FolderNames(fixed, known["trial_id"], unfinished["trial_id"]),
+            max_concurrent_trials=resources.concurrent,
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{attempt}",
@@ -302,8 +320,8 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, resources: _Re
             tuner.fit()
         over = load_trials(run)["status"].isin(ENDED).all()
         reason = "finished" if over else "interrupted"
-    except RuntimeError as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # TuneError, a full disk, a worker killed for memory: whatever ends fit()
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise StudyError(f"{run}: Ray Tune gave up ({first}); go on by python -m study resume {run}") from error
     finally:
         events.append("attempt_ended", attempt=attempt, reason=reason)
@@ -320,7 +338,7 @@ def _scheduler(
         history[str(trial_id)] = dict(zip(rows["epoch"], rows["val_accuracy"].fillna(0.0), strict=True))
     # A trial without a checkpoint starts from its first epoch and is judged again.
     for trial_id in unfinished["trial_id"]:
-        if trial_id.split("-")[0] not in checkpoints:
+        if trial_id not in checkpoints:
             history.pop(trial_id, None)
     return RecordingASHA(
         max_epochs=settings.max_epochs,
@@ -331,7 +349,7 @@ def _scheduler(
     )
 
 
-def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFrame) -> Searcher:
+def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFrame, attempt: int) -> Searcher:
     """Return Optuna's TPE, told of the trials that ended and asked to go on first with those that did not."""
     names = list(settings.space)
     points = [{f"trial/{name}": row[name] for name in names} for _, row in unfinished.iterrows()]
@@ -340,7 +358,8 @@ def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFra
         metric=OBJECTIVE,
         mode="max",
         points_to_evaluate=points or None,
-        seed=settings.seed,
+        # With the seed of the attempt before, it would suggest the same settings again.
+        seed=settings.seed + attempt - 1,
     )
     for _, row in ended[ended["val_accuracy"].notna()].iterrows():
         searcher.add_evaluated_point({f"trial/{name}": row[name] for name in names}, row["val_accuracy"])

@@ -73,7 +73,7 @@ class StudySettings(BaseModel):
     reduction_factor: float = Field(3, gt=1, description="one in so many goes on at a rung; rungs lie so far apart")
 
     # Resources
-    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU threads of a trial; by default what is there")
     gpus_per_trial: float | None = Field(None, ge=0, description="0.5 packs two trials onto a GPU; by default 1")
     max_failures: int = Field(2, ge=0, description="how often a trial whose worker dies starts again from its epoch")
@@ -98,6 +98,8 @@ class StudySettings(BaseModel):
             _check_value(f"fixed.{name}", name, value, self.max_epochs)
         for name, values in self.space.items():
             self._check_space(name, values)
+        if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and not self.gpus_per_trial.is_integer():
+            raise ValueError(f"gpus_per_trial: {self.gpus_per_trial} should be at most 1 or a whole number")
         if self.grace_period > self.max_epochs:
             raise ValueError(f"grace_period ({self.grace_period}) must not exceed max_epochs ({self.max_epochs})")
         if self.search != "grid" and self.num_trials is None:
@@ -228,6 +230,18 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> StudySettings:
     before = _check(raw)
     in_file = set() if isinstance(before, StudySettings) else set(before)
     raise SettingsError("\n".join(f"{file if w in in_file else 'command line'}: {w}" for w in wrong))
+
+
+def check_settings(raw: dict[str, Any], where: str) -> StudySettings:
+    """Return validated settings.
+
+    Raises:
+        SettingsError: with a sentence, beginning with ``where``, for everything that is wrong.
+    """
+    checked = _check(raw)
+    if isinstance(checked, StudySettings):
+        return checked
+    raise SettingsError("\n".join(f"{where}: {sentence}" for sentence in checked))
 
 
 def _read_yaml(text: str, where: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from study.settings import Range, StudySettings
+from study.settings import Range, SettingsError, StudySettings
 from trainables.settings import TrialSettings
 
 
@@ -21,6 +21,9 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
 
     The order matters: ASHA compares a trial with those that came before it, so a grid in its own order would favour
     its last values.
+
+    Raises:
+        SettingsError: if the space holds fewer trials than were asked for.
     """
     rng = np.random.default_rng([settings.seed, 3])
     fixed = fixed_settings(settings)
@@ -37,6 +40,8 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
         drawn = {name: _draw(name, values, rng) for name, values in settings.space.items()}
         trial = TrialSettings(**{**fixed, **drawn})
         trials[trial.key()] = trial
+    if len(trials) < (settings.num_trials or 0):
+        raise SettingsError(f"num_trials is {settings.num_trials}, but the space has {len(trials)} combinations")
     return list(trials.values())
 
 

@@ -259,7 +259,7 @@ def test_without_any_accuracy_there_is_nothing_to_compare():
 # --- top_trials ---
 
 
-def test_top_trials_are_completed_ones_first_and_of_different_recipes():
+def test_top_trials_are_completed_and_first_of_different_recipes():
     trials = table(
         {"optimizer": "sgd", "lr": 0.1, "val_accuracy": 0.6},
         {"optimizer": "sgd", "lr": 0.01, "val_accuracy": 0.8},
@@ -269,10 +269,15 @@ def test_top_trials_are_completed_ones_first_and_of_different_recipes():
         {"optimizer": "sgd", "lr": 0.001, "val_accuracy": NAN, "status": "diverged"},
         {"optimizer": "sgd", "lr": 1.0, "val_accuracy": 0.95, "status": "stopped"},
     )
-    assert top_trials(trials, 10)["trial_id"].to_list() == ["t1", "t2", "t0", "t6", "t3"]
+    assert top_trials(trials, 10)["trial_id"].to_list() == ["t1", "t2", "t0"]
     assert top_trials(trials, 2)["trial_id"].to_list() == ["t1", "t2"]
     assert top_trials(trials, 0).empty
     assert list(top_trials(trials, 2).columns) == list(trials.columns)
+
+
+def test_top_trials_are_stopped_ones_where_none_was_completed():
+    trials = table({"status": "stopped", "val_accuracy": 0.1}, {"status": "stopped", "val_accuracy": 0.2})
+    assert top_trials(trials, 3)["trial_id"].to_list() == ["t1", "t0"]
 
 
 def test_top_trials_of_one_recipe_are_ranked_by_accuracy():

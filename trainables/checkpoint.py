@@ -18,7 +18,7 @@ from trainables.errors import UserError
 from trainables.optim import make_optimizer
 from trainables.resnet import ResNet18
 from trainables.settings import TrialSettings
-from trainables.train import EpochMetrics, TrainingState, resolve_device
+from trainables.train import EpochMetrics, TrainingState, memory_format, resolve_device
 
 FORMAT = 1
 
@@ -133,4 +133,5 @@ def _load_model(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
             f"{folder / 'weights.pt'}: of another network than checkpoint.json describes "
             f"(ResNet-18, width {settings.width}, {len(about['class_names'])} classes)"
         ) from error
-    return model.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    where = resolve_device(device)
+    return model.to(where, memory_format=memory_format(where))  # type: ignore[call-overload]

@@ -258,7 +258,9 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        members = sorted(f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        members = sorted(
+            f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
+        )
         if not members:
             raise DataError(f"{root / name}: holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
         files += members

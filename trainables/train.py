@@ -117,6 +117,11 @@ def autocast(device: torch.device, precision: Precision = "auto") -> contextlib.
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return the layout in which convolutions are fast: channels_last, but not on MPS."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -129,7 +134,7 @@ def new_state(settings: TrialSettings, data: ImageData, device: torch.device) ->
     mean, std = data.channel_statistics() if settings.normalize else ((0.0,) * 3, (1.0,) * 3)
     torch.manual_seed(settings.seed)
     model = ResNet18(len(data.class_names), settings.width, settings.dropout, mean, std)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
     return TrainingState(settings, data.class_names, model, make_optimizer(model, settings))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,17 +39,18 @@ def run_trial(
         val_data: images to validate on.
         device: see :func:`trainables.train.resolve_device`.
         num_threads: CPU threads of the trial.
-        checkpoints: for trials begun by an earlier attempt, the folder to go on from, by the key of their settings.
+        checkpoints: for trials begun by an earlier attempt, the folder to go on from, by trial id.
     """
     torch.set_num_threads(num_threads)
     settings = TrialSettings(**{**fixed, **config["trial"]})
     recovered = tune.get_checkpoint()
+    begun = Path(tune.get_context().get_trial_dir()).name
     state = None
     if recovered is not None:
         with recovered.as_directory() as folder:
             state = load_checkpoint(folder, device)
-    elif settings.key() in checkpoints:
-        state = load_checkpoint(checkpoints[settings.key()], device)
+    elif begun in checkpoints:
+        state = load_checkpoint(checkpoints[begun], device)
     name = str(resolve_device(device))
     for metrics, trained in train(settings, train_data, val_data, device=device, state=state):
         report = dataclasses.asdict(metrics)
