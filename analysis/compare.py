@@ -123,9 +123,10 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
     for _, group in trials.groupby(columns, observed=True, sort=False) if columns else [((), trials)]:
         candidates = []
         for _, asked in group.groupby([*amounts, "max_epochs"], observed=True, sort=False):
-            seen = asked[asked["val_accuracy"].notna()]
+            completed = asked["status"] == "completed"
+            seen = asked[asked["val_accuracy"].notna() & (completed | (not completed.any()))]
             if len(seen):
-                whole = bool((asked["status"] == "completed").all())
+                whole = bool(completed.all())
                 candidates.append((whole, float(seen["val_accuracy"].mean()), asked, seen))
         if not candidates:
             continue

@@ -316,6 +316,12 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _panel_note(trial: pd.Series, columns: Sequence[str], explanation: Explanation) -> str:
+    rate = "" if "lr" in columns else f"lr {trial['lr']:g}, "
+    stopped = "" if trial["status"] == "completed" else ", stopped early"
+    return f"{rate}epoch {trial['best_epoch']}{stopped}, test accuracy {percent(explanation.accuracy)}"
+
+
 def _short(note: str) -> str:
     """Return ASHA's reason with percentages, as the columns beside it have them."""
     numbers = re.fullmatch(r"ASHA at epoch (\d+): accuracy ([\d.]+) below the cutoff ([\d.]+) of rung .*", note)
@@ -386,11 +392,7 @@ def _pictures(
         shown = [explanation for explanation, _ in picked][:PANEL_NETWORKS]
         networks = [trial for _, (_, trial) in picked][:PANEL_NETWORKS]
         names = [recipe_name(trial, columns) for trial in networks]
-        notes = [
-            f"epoch {trial['best_epoch']}{'' if trial['status'] == 'completed' else ', stopped early'}, "
-            f"test accuracy {percent(explanation.accuracy)}"
-            for trial, explanation in zip(networks, shown, strict=True)
-        ]
+        notes = [_panel_note(trial, columns, explanation) for trial, explanation in zip(networks, shown, strict=True)]
         positions = figures.choose_images(shown[0], PANEL_RIGHT, PANEL_WRONG)
         add(
             "panel",

@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 
 from analysis import accuracy_over, asha_savings, compare_recipes, top_trials
-from analysis.compare import mean_interval, paired_difference, recipe_columns, recipe_name, wilson_interval
+from analysis.compare import (
+    difference_of_means,
+    mean_interval,
+    paired_difference,
+    recipe_columns,
+    recipe_name,
+    wilson_interval,
+)
 from analysis.trials import STATUSES, varied
 
 NAN = float("nan")
@@ -180,7 +187,7 @@ def test_recipes_are_ranked_by_their_best_configuration_over_seeds():
     assert recipes["recipe"].to_list() == ["adam", "sgd"]
     assert recipes["trial_ids"].to_list() == [("t5",), ("t0", "t1")]
     assert recipes["num_seeds"].to_list() == [1, 2]
-    assert recipes["num_trials"].to_list() == [1, 5]
+    assert recipes["num_trials"].to_list() == [2, 5]
     assert recipes["lr"].to_list() == [0.01, 0.1]
     assert recipes["epochs"].to_list() == [9, 9]
     assert not recipes["censored"].any()
@@ -207,7 +214,8 @@ def test_a_recipe_without_a_completed_trial_stands_last():
     assert list(recipes.index) == [0, 1, 2, 3]
 
 
-def test_a_trial_is_not_averaged_with_seeds_that_were_stopped():
+def test_a_configuration_that_lost_seeds_is_marked_and_stands_behind_a_whole_one():
+    """Of three seeds ASHA stopped the unlucky one; the mean of the others would be that of survivors."""
     trials = table(
         {"seed": 0, "val_accuracy": 0.6},
         {"seed": 1, "val_accuracy": 0.1, "status": "stopped", "epochs": 1},
@@ -217,6 +225,30 @@ def test_a_trial_is_not_averaged_with_seeds_that_were_stopped():
     assert recipes["trial_ids"].to_list() == [("t0", "t2")]
     assert recipes["val_accuracy"].to_list() == pytest.approx([0.7])
     assert recipes["num_trials"].to_list() == [3]
+    assert recipes[["num_seeds", "num_seeds_asked", "censored"]].to_numpy().tolist() == [[2, 3, True]]
+    whole = table(*({"lr": 0.01, "seed": seed, "val_accuracy": 0.65} for seed in range(3)))
+    whole["trial_id"] = ["w0", "w1", "w2"]
+    recipes = compare_recipes(pd.concat([trials, whole], ignore_index=True), 50)
+    assert recipes["trial_ids"].to_list() == [("w0", "w1", "w2"), ("t0", "t2")]
+    assert recipes["censored"].to_list() == [False, True]
+
+
+def test_difference_of_means_by_hand():
+    # Variances 0.0002 and 0.0008 over two values each: half = 12.706 * sqrt(0.0005).
+    mean, low, high = difference_of_means([0.70, 0.72], [0.60, 0.64])
+    assert (mean, low, high) == pytest.approx((0.09, 0.09 - 0.284115, 0.09 + 0.284115), abs=1e-5)
+    assert math.isnan(difference_of_means([0.7], [0.6, 0.5])[1])
+
+
+def test_top_trials_bring_all_seeds_of_a_configuration():
+    trials = table(
+        {"lr": 0.1, "seed": 0, "val_accuracy": 0.5},
+        {"lr": 0.1, "seed": 1, "val_accuracy": 0.7},
+        {"lr": 0.01, "seed": 1, "val_accuracy": 0.9},
+        {"lr": 0.01, "seed": 0, "val_accuracy": 0.2},
+    )
+    assert top_trials(trials, 1)["trial_id"].to_list() == ["t0", "t1"]
+    assert top_trials(trials, 2)["trial_id"].to_list() == ["t0", "t1", "t3", "t2"]
 
 
 def test_the_same_seed_run_twice_is_one_seed():

@@ -79,7 +79,7 @@ def test_accuracy_figure_shows_values_and_intervals():
     figure = accuracy_figure(table)
     draw(figure)
     (axis,) = figure.axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["adam", "sgd · flip (stopped early)"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["adam", "sgd · flip (not all completed)"]
     assert legend(figure) == ["validation", "test"]
     validation, test = axis.containers
     assert [x for x, _ in points(validation.lines[0])] == [0.6, 0.4]
@@ -183,7 +183,7 @@ def test_lr_figure_has_a_panel_an_optimizer_and_a_line_for_what_else_varies():
     draw(figure)
     adam, sgd = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["adam", "sgd"]
-    assert legend(figure) == ["flip", "no augmentation", "stopped early"]
+    assert legend(figure) == ["flip", "no augmentation", "not completed"]
     # For each of the two: the line, its completed points, its stopped ones.
     flip, full, hollow, plain, *_ = sgd.lines
     assert points(flip) == [(0.01, 0.4), (0.1, 0.5)]
@@ -204,7 +204,7 @@ def test_lr_figure_of_one_recipe_has_one_panel_and_one_line():
     (axis,) = figure.axes
     assert axis.get_title() == ""
     assert points(axis.lines[0]) == [(lr, pytest.approx(i / 10)) for i, lr in reversed(list(enumerate(rates)))]
-    assert legend(figure) == ["the one recipe", "stopped early"]
+    assert legend(figure) == ["the one recipe", "not completed"]
     lines = [line for line in axis.lines if len(line.get_xdata()) > 1 and line.get_linestyle() in LINES]
     assert len(lines) == 1
 

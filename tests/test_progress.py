@@ -3,6 +3,7 @@ from io import StringIO
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -10,6 +11,7 @@ from study import progress as module
 from study.progress import Progress, duration
 
 VARIED = ["optimizer", "lr"]
+NOTHING = pd.DataFrame({"val_accuracy": []})
 
 
 @pytest.fixture
@@ -81,9 +83,21 @@ def test_each_ended_trial_is_one_plain_line(clock, width):
     ]
 
 
+def test_the_best_of_earlier_attempts_is_not_forgotten():
+    out = console(False)
+    row = {"trial_id": "old", "best_epoch": 7, "val_accuracy": 0.8} | dict.fromkeys(VARIED, "x")
+    with Progress("demo", 2, 10, VARIED, out) as progress:
+        progress.resume(["completed"], pd.DataFrame([row]))
+        progress.trial_started("aaaa", settings())
+        progress.epoch_done("aaaa", result(1, 0.5))
+        progress.trial_ended("aaaa", "stopped")
+    assert "best 0.800" in out.file.getvalue()
+
+
 def test_diverged_and_failed_trials_are_never_the_best(clock):
     out = console(False)
-    with Progress("demo", 5, 10, [], ["completed", "failed"], out) as progress:
+    with Progress("demo", 5, 10, [], out) as progress:
+        progress.resume(["completed", "failed"], NOTHING)
         progress.trial_started("aaaa", settings())
         clock.now += 5
         progress.trial_ended("aaaa", "failed")
@@ -116,7 +130,8 @@ def test_a_trial_that_starts_again_is_counted_once(clock):
 
 def test_the_live_view_shows_counts_the_best_and_what_runs(clock):
     out = console(True)
-    with Progress("demo: 9 trials", 9, 10, VARIED, ["completed", "completed"], out) as progress:
+    with Progress("demo: 9 trials", 9, 10, VARIED, out) as progress:
+        progress.resume(["completed", "completed"], NOTHING)
         for name, status, accuracy in (("aaaa", "stopped", 0.25), ("bbbb", "diverged", 0.125), ("cccc", "failed", 0.5)):
             progress.trial_started(name, settings(lr=0.01))
             progress.epoch_done(name, result(1, accuracy))

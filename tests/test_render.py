@@ -66,15 +66,15 @@ def test_heatmap_runs_from_dark_to_bright():
 def test_overlay_brightens_the_hot_spot_alone():
     grey = np.full((32, 32, 3), 100, dtype=np.uint8)
     change = overlay(grey, hot_spot(), 64).astype(int) - overlay(grey, np.zeros((32, 32)), 64)
-    assert change.sum(2)[:24, :24].min() > 250
+    assert change.sum(2)[:24, :24].min() > 200
     assert not change[40:, 40:].any()
 
 
-def test_overlay_shows_the_picture_in_grey():
+def test_overlay_of_nothing_is_the_picture_dark_and_grey():
     flat = overlay(PICTURE, np.zeros((4, 4)), 32).astype(int)
-    assert (flat.max(2) - flat.min(2)).max() <= 2  # inferno's darkest colour has a tinge of blue
+    assert (flat.max(2) == flat.min(2)).all()
     expected = np.asarray(Image.fromarray(PICTURE).convert("L")).astype(int)
-    assert abs(flat.mean(2) - expected / 2).max() <= 2
+    assert abs(flat.mean(2) - 0.35 * expected).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from analysis.explanations import explain_trial, load_test_data, map_measures
 from analysis.report import interval, percent
 from explain import explain
 from study import load_settings, run_study
-from trainables import DataError, evaluate, load_model, to_input, to_tensors
+from trainables import DataError, evaluate, load_data, load_model, to_input, to_tensors
 
 EVIL = "<script>alert(1)</script>"
 
@@ -101,6 +101,7 @@ def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) 
     study = yaml.safe_load((run / "study.yaml").read_text())
     study["name"] = EVIL
     study["settings"]["data_dir"] = str(hostile)
+    study["data"]["fingerprint"] = load_data("folder", "train", hostile, seed=1).fingerprint()
     study["data"]["class_names"] = sorted(folder.name for folder in hostile.iterdir())
     (run / "study.yaml").write_text(yaml.safe_dump(study))
     first = load_trials(run)["trial_id"].iloc[0]
@@ -129,6 +130,28 @@ def test_runs_over_other_images_are_refused(run: Path, finished_run: Path) -> No
     (run / "study.yaml").write_text(yaml.safe_dump(study))
     with pytest.raises(RunError, match="were trained on different images"):
         write_report([run, finished_run])
+
+
+@pytest.mark.parametrize(("name", "value"), [("val_fraction", 0.5), ("seed", 7)])
+def test_runs_validated_on_other_images_are_refused(run: Path, finished_run: Path, name: str, value: float) -> None:
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    study["settings"][name] = value
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    with pytest.raises(RunError, match=f"differ in {name}"):
+        write_report([run, finished_run])
+
+
+def test_the_same_run_twice_is_refused(run: Path) -> None:
+    with pytest.raises(RunError, match="given twice"):
+        write_report([run, run])
+
+
+def test_pictures_that_changed_are_not_tested(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """One picture less, and an undivided folder's seeded split would put training images into the test."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    next((tmp_path / "pictures" / "red").iterdir()).unlink()
+    with pytest.raises(RunError, match="the pictures have changed since the study"):
+        write_report([run], data_dir=tmp_path / "pictures")
 
 
 def test_a_run_without_results_says_so(run: Path) -> None:

@@ -209,7 +209,7 @@ BAD = [
     (["dataset=cifar"], ["dataset", "'cifar'", "'shapes100', 'cifar100', 'cifar10' or 'folder'", "mean cifar10?"]),
     (["search=gird"], ["search", "'gird'", "'grid', 'random' or 'optuna'", "did you mean grid?"]),
     (["early_stopping=asho"], ["early_stopping", "'asho'", "'asha' or 'none'", "did you mean asha?"]),
-    (["device=5"], ["device", "5", "valid string"]),
+    (["device=5"], ["device", "5", "'cuda' or 'mps'"]),
     (["val_fraction=1"], ["val_fraction", "1", "less than 1"]),
     (["val_fraction=.nan"], ["val_fraction", "nan", "finite number"]),
     (["train_size=3"], ["train_size", "3", "greater than or equal to 4"]),
@@ -492,8 +492,10 @@ def test_random_draws_are_seeded():
 
 
 def test_range_of_whole_numbers_gives_no_trial_twice():
-    trials = list_trials(random_study({"width": {"min": 4, "max": 6}}, 10))
+    trials = list_trials(random_study({"width": {"min": 4, "max": 6}}, 3))
     assert sorted(trial.width for trial in trials) == [4, 5, 6]
+    with pytest.raises(SettingsError, match="num_trials is 10, but the space has 3 combinations"):
+        list_trials(random_study({"width": {"min": 4, "max": 6}}, 10))
 
 
 def test_optuna_gets_the_same_space():

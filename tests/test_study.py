@@ -232,7 +232,7 @@ def test_a_failing_trial_has_its_error_and_the_rest_goes_on(
     ("overrides", "error", "message"),
     [
         (["cpus_per_trial=64"], StudyError, "a trial needs 64 CPUs and 0 GPUs, but there are 2 and 0"),
-        (["device=tpu"], DeviceError, "device 'tpu'"),
+        (["device=cuda"], DeviceError, "device 'cuda': this machine has none"),
         (["dataset=folder", "data_dir=/nonexistent"], DataError, "/nonexistent: no such directory"),
         (["train_size=5000"], DataError, "cannot take 5000 images"),
     ],
