@@ -66,12 +66,11 @@ def test_files_named_in_the_readme_exist() -> None:
     tree = re.search(r"```\n(trainables/.*?)```", text, flags=re.DOTALL)
     assert tree
     folder = ""
-    for line in tree.group(1).splitlines():
-        name = line.split()[0] if line.strip() else ""
-        if name.endswith("/"):
-            folder = name
-        path = name if not line.startswith(" ") else folder + name
-        if path:
-            assert (ROOT / path).exists(), path
+    for line in filter(None, tree.group(1).splitlines()):
+        name = line.split()[0]
+        inside = line.startswith(" ")
+        folder = folder if inside else name
+        path = folder + name if inside else name
+        assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
         assert (ROOT / link).exists(), link
