@@ -62,6 +62,7 @@ def _table(args: argparse.Namespace) -> None:
     load = load_trials if args.command == "trials" else load_epochs
     table = load(args.runs[0] if len(args.runs) == 1 else args.runs)
     names = list(map(str, table.columns))
+    telling = [*KEY_COLUMNS, *varied(table), *(name for name in ("stop_reason", "error") if name in names)]
     if args.query:
         try:
             chosen_rows = table.eval(args.query)
@@ -79,7 +80,7 @@ def _table(args: argparse.Namespace) -> None:
         _check(chosen, names, "--columns")
         table = table[chosen]
     elif args.format == "table" and args.command == "trials":
-        table = table[[name for name in (*KEY_COLUMNS, *varied(table), "stop_reason", "error") if name in names]]
+        table = table[[name for name in telling if name in names and table[name].notna().any()]]
     write_table(table, args.format, args.output)
     if args.output:
         print(f"{len(table)} rows: {args.output}")
