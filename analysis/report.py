@@ -5,6 +5,7 @@ import dataclasses
 import html
 import io
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -269,12 +270,14 @@ def _best(trials: pd.DataFrame, recipes: pd.DataFrame, study: dict[str, Any]) ->
     names = [*HYPERPARAMETERS, "seed"]
     values = {name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in names}
     settings = study["settings"]
+    # Everything that decides the result, whatever the preset that it is laid over.
     same = ("dataset", "train_size", "val_fraction", "max_epochs", "seed")
-    words = [f"{name}={settings[name]}" for name in same if settings[name] is not None]
+    words = [f"{name}={'null' if settings[name] is None else settings[name]}" for name in same]
     words += [f"fixed.{name}={value}" for name, value in values.items()]
-    command = "python -m study run --name winner early_stopping=none 'space={}' num_trials=1 " + " ".join(words)
+    command = "python -m study run --name winner search=grid early_stopping=none 'space={}' num_trials=1 "
+    command += " ".join(shlex.quote(word) for word in words)
     if settings["data_dir"]:
-        command += " --data-dir DATA"
+        command += f" --data-dir {shlex.quote(settings['data_dir'])}"
     return {"values": values, "trial_id": row.name, "command": command}
 
 

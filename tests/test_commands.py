@@ -195,8 +195,8 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(run.glob("tune/attempt-1/*/checkpoint_*/checkpoint.json")):
-        time.sleep(0.2)
+    while time.monotonic() < deadline and not any(f.stat().st_size for f in run.glob("tune/attempt-1/*/result.json")):
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -1,6 +1,7 @@
 """Reports and explanations over a small finished study."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
-from analysis import RunError, load_trials, top_trials, write_report
+from analysis import RunError, load_trials, read_study, top_trials, write_report
 from analysis.explanations import explain_trial, load_test_data, map_measures
 from analysis.report import interval, percent
 from explain import explain
 from study import load_settings, run_study
+from study.space import list_trials
 from trainables import DataError, evaluate, load_data, load_model, to_input, to_tensors
 
 EVIL = "<script>alert(1)</script>"
@@ -80,6 +82,20 @@ def test_first_screen_answers(run: Path) -> None:
     for text in ("test accuracy", "validation accuracy", "One seed.", "2 completed", "96 training and 32 validation"):
         assert text in screen
     assert percent(best["val_accuracy"]) in screen
+
+
+def test_the_winner_is_trained_again_by_the_printed_command(run: Path) -> None:
+    markdown = write_report([run], top=0).with_suffix(".md").read_text()
+    words = shlex.split(next(line for line in markdown.splitlines() if "--name winner" in line))
+    overrides = [word for word in words if "=" in word]
+    again = load_settings("demo", overrides)
+    trials = load_trials(run)
+    best = trials[trials["status"] == "completed"].sort_values("val_accuracy").iloc[-1]
+    assert [trial.key() for trial in list_trials(again)] == [best["trial_id"]]
+    settings = read_study(run)["settings"]
+    for name in ("dataset", "train_size", "val_fraction", "seed", "max_epochs"):
+        assert getattr(again, name) == settings[name], name
+    assert words[words.index("--data-dir") + 1] == settings["data_dir"]
 
 
 def test_test_images_are_left_alone_at_top_0(run: Path) -> None:
