@@ -50,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
     report.add_argument(
-        "--top", type=int, default=4, metavar="K", help="trials to test and explain; 0 leaves the test images alone [4]"
+        "--top",
+        type=int,
+        default=4,
+        metavar="K",
+        help="configurations to test and explain, with all their seeds; 0 leaves the test images alone [4]",
     )
     report.add_argument("--output", type=Path, metavar="DIR", help="where to write [RUN/report of the first run]")
     report.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies, if it was moved")

@@ -95,7 +95,8 @@ def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
     return " · ".join(words) or "the one recipe"
 
 
-def _amounts(trials: pd.DataFrame) -> list[str]:
+def amount_columns(trials: pd.DataFrame) -> list[str]:
+    """Return the hyperparameters that vary within a recipe, without the seed."""
     columns = recipe_columns(trials)
     return [name for name in varied(trials) if name not in columns and name != "seed"]
 
@@ -118,7 +119,7 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
         ``val_low`` and ``val_high`` (95 %: over seeds where there are several, else over images), ``train_accuracy``,
         ``generalization_gap``.
     """
-    columns, amounts = recipe_columns(trials), _amounts(trials)
+    columns, amounts = recipe_columns(trials), amount_columns(trials)
     rows = []
     for _, group in trials.groupby(columns, observed=True, sort=False) if columns else [((), trials)]:
         candidates = []
@@ -167,7 +168,7 @@ def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     usable = trials[trials["checkpoint"].notna() & trials["val_accuracy"].notna()]
     completed = usable["status"] == "completed"
     usable = usable[completed] if completed.any() else usable
-    columns, amounts = recipe_columns(trials), _amounts(trials)
+    columns, amounts = recipe_columns(trials), amount_columns(trials)
     keys = [*columns, *amounts]
     if usable.empty or not keys:
         return usable.sort_values("val_accuracy", ascending=False, kind="stable") if k else usable.head(0)

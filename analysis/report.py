@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.compare import (
+    amount_columns,
     asha_savings,
     compare_recipes,
     difference_of_means,
@@ -75,12 +75,13 @@ def write_report(
 ) -> Path:
     """Write the report of one run or of several over the same data.
 
-    The test images are read here and nowhere else, for the ``top`` trials, and the results are kept.
+    The test images are read here and nowhere else, for all seeds of the ``top`` configurations, and the results are
+    kept.
 
     Args:
         runs: run directories.
         output: where to write; ``RUN/report`` of the first run by default.
-        top: how many trials to evaluate on the test images and to explain; 0 leaves the test images alone.
+        top: how many configurations to evaluate on the test images and to explain; 0 leaves the test images alone.
         data_dir: where the data lies, if not where the study found it.
         device: where to compute predictions and maps.
 
@@ -119,8 +120,8 @@ def write_report(
         "title": ", ".join(str(study["name"]) for study in studies),
         "studies": studies,
         "data": studies[0]["data"],
-        "versions": {**studies[0]["versions"], "report by": f"pandas {version('pandas')}"},
-        "headline": _headline(recipes, chosen, explanations, trials, num_val, len(data) if data else 0),
+        "versions": studies[0]["versions"],
+        "headline": _headline(recipes, explanations, trials, num_val, len(data) if data else 0),
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
         "measures": _measure_rows(explanations, chosen, data, trials),
@@ -183,7 +184,6 @@ def _with_test(recipes: pd.DataFrame, explanations: Sequence[Explanation]) -> pd
 
 def _headline(
     recipes: pd.DataFrame,
-    chosen: pd.DataFrame,
     explanations: Sequence[Explanation],
     trials: pd.DataFrame,
     num_val: int,
@@ -191,15 +191,15 @@ def _headline(
 ) -> dict[str, str]:
     """Say in plain words what won, by how much and how sure that is."""
     first = recipes.iloc[0]
-    amounts = [name for name in varied(trials) if name not in recipe_columns(trials) and name != "seed"]
-    with_what = ", ".join(f"{name} {first[name]:g}" for name in amounts if name in first)
+    with_what = ", ".join(f"{name} {first[name]:g}" for name in amount_columns(trials))
     won = f"{first['recipe']}{' with ' + with_what if with_what else ''}"
     reached = f"validation accuracy {interval(first['val_accuracy'], first['val_low'], first['val_high'])}"
     if first["test_seeds"]:
         reached = f"test accuracy {interval(first['test_accuracy'], first['test_low'], first['test_high'])}, " + reached
     seeds = int(first["num_seeds"])
     if seeds > 1:
-        sure = f"Mean of {seeds} seeds; the 95 % interval is over seeds."
+        of = "" if seeds == first["num_seeds_asked"] else f" of {first['num_seeds_asked']}"
+        sure = f"Mean of {seeds}{of} seeds; the 95 % interval is over seeds."
     else:
         on = f"{num_test:,} test and {num_val:,} validation images" if first["test_seeds"] else f"{num_val:,} images"
         sure = (
@@ -308,11 +308,7 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
             "val": percent(row["val_accuracy"], 2),
             "train": percent(row["train_accuracy"], 2),
             "test": percent(row["test_accuracy"], 2),
-            "note": row["stop_reason"]
-            if pd.notna(row["stop_reason"])
-            else row["error"]
-            if pd.notna(row["error"])
-            else "",
+            "note": next((_short(row[name]) for name in ("stop_reason", "error") if pd.notna(row[name])), ""),
             "values": ["" if pd.isna(row[name]) else row[name] for name in names],
         }
         for _, row in ordered.iterrows()
@@ -387,7 +383,7 @@ def _pictures(
     if data is not None and explanations:
         columns = recipe_columns(trials)
         # One network a configuration: its first seed, whatever that seed reached.
-        alike = [name for name in (*columns, *varied(trials)) if name != "seed"]
+        alike = [*columns, *amount_columns(trials)]
         single = ~chosen.duplicated(alike) if alike else pd.Series(range(len(chosen)), index=chosen.index) == 0
         picked = [
             pair for pair, take in zip(zip(explanations, chosen.iterrows(), strict=True), single, strict=True) if take

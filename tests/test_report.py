@@ -1,6 +1,7 @@
 """Reports and explanations over a small finished study."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_first_screen_answers(run: Path) -> None:
     best = top_trials(load_trials(run), 1).iloc[0]
     recipe = "no augmentation" if best["augmentation"] == "none" else best["augmentation"]
     assert f'<p class="won">{recipe} with lr 0.05</p>' in html
+    # ASHA's reason stands in percent, as the columns beside it.
+    assert re.search(r"epoch 1: [\d.]+ % &lt; [\d.]+ %", html)
     screen = html.split("</header>")[0]
     for text in ("test accuracy", "validation accuracy", "One seed.", "2 completed", "96 training and 32 validation"):
         assert text in screen
