@@ -2,7 +2,7 @@
 
 RUN/explanations/TRIAL/about.json     what was computed, from which checkpoint, on which test images
 RUN/explanations/TRIAL/arrays.npz     logits (N, C) of all test images; image indices (M,), saliency (M, 32, 32)
-                                      and Grad-CAM before its ReLU (M, 4, 4) of a seeded choice of them
+                                      and Grad-CAM before its ReLU (M, h, w) of a seeded choice of them
 """
 
 import json
@@ -21,7 +21,8 @@ from explain.maps import explain, upsample
 from explain.measures import energy_on_object
 from trainables.checkpoint import load_model
 from trainables.data import ImageData, load_data
-from trainables.train import autocast, resolve_device, to_input, to_tensors
+from trainables.device import autocast, resolve_device
+from trainables.train import to_input, to_tensors
 
 NUM_MAPS = 1000  # images with maps; seeded, the same for all trials of a run
 BATCH = 250
@@ -37,7 +38,7 @@ class Explanation:
         labels: (N,) int64, the truth.
         indices: (M,) int64, the test images that have maps.
         saliency: (M, 32, 32) float32, of the predicted class's logit.
-        cam: (M, 4, 4) float32, Grad-CAM of the same before the ReLU.
+        cam: (M, h, w) float32, Grad-CAM of the same before the ReLU; 4 x 4 at 32 pixels.
     """
 
     trial_id: str
@@ -97,7 +98,7 @@ def explain_trial(run: Path, trial: pd.Series, data: ImageData, device: str = "a
     """
     folder = run / "explanations" / str(trial["trial_id"])
     about: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "checkpoint": os.path.relpath(trial["checkpoint"], run),
         "epoch": int(trial["best_epoch"]),
         "test_fingerprint": data.fingerprint(),
@@ -131,20 +132,21 @@ def _compute(checkpoint: Path, data: ImageData, num_maps: int, device: str) -> d
     model, about = load_model(checkpoint, device)
     where = resolve_device(device)
     images, _ = to_tensors(data, where)
-    precision = about["settings"].precision
-    with torch.no_grad(), autocast(where, precision):
-        logits = [model(to_input(batch)).float().cpu() for batch in images.split(BATCH)]
+    settings, size = about["settings"], images.shape[1]
+    resolution = settings.resolution_at(about["epoch"])  # as in the validation that chose this epoch
+    with torch.no_grad(), autocast(where, settings.precision):
+        logits = [model(to_input(batch, resolution)).float().cpu() for batch in images.split(BATCH)]
     # Maps in fp32: gradients of a bf16 network are visibly quantized.
     indices = np.sort(np.random.default_rng(0).permutation(len(data))[:num_maps])
     all_logits = torch.cat(logits)
     chosen = torch.from_numpy(indices).to(where)
     # The class explained is the one predicted above, also where fp32 would narrowly predict another.
     batches = zip(images[chosen].split(BATCH), all_logits.argmax(1).to(where)[chosen].split(BATCH), strict=True)
-    maps = [explain(model, to_input(batch), target) for batch, target in batches]
+    maps = [explain(model, to_input(batch, resolution), target) for batch, target in batches]
     return {
         "logits": all_logits.numpy().astype(np.float32),
         "indices": indices,
-        "saliency": torch.cat([m.saliency for m in maps]).cpu().numpy().astype(np.float32),
+        "saliency": upsample(torch.cat([m.saliency for m in maps]), (size, size)).cpu().numpy().astype(np.float32),
         "cam": torch.cat([m.cam for m in maps]).cpu().numpy().astype(np.float32),
     }
 

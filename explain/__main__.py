@@ -17,8 +17,9 @@ from explain.maps import explain
 from explain.render import save_explanation
 from trainables.checkpoint import load_model
 from trainables.data import DataError, read_image
+from trainables.device import resolve_device
 from trainables.errors import UserError
-from trainables.train import resolve_device, to_input
+from trainables.train import to_input
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +65,8 @@ def _explain(args: argparse.Namespace) -> int:
             print(f"skipped: {error}", file=sys.stderr)
             skipped += 1
             continue
-        maps = explain(model, to_input(torch.from_numpy(np.array(image))[None].to(resolve_device(args.device))))
+        pixels = torch.from_numpy(np.array(image))[None].to(resolve_device(args.device))
+        maps = explain(model, to_input(pixels, about["settings"].resolution_at(about["epoch"])))
         probabilities = maps.logits[0].softmax(0).cpu().numpy()
         name = next(n for n in (file.stem, *(f"{file.stem}-{i}" for i in range(2, 10_000))) if n not in written)
         written.add(name)

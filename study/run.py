@@ -19,7 +19,6 @@ from typing import Any
 import optuna
 import pandas as pd
 import ray
-import torch
 import yaml
 from ray import tune
 from ray.tune.experiment import Trial
@@ -34,9 +33,10 @@ from study.progress import Progress
 from study.settings import StudySettings, check_settings
 from study.space import fixed_settings, list_trials, optuna_space
 from trainables.data import ImageData, load_data, stratified_split
+from trainables.device import describe_machine, resolve_device
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
-from trainables.train import resolve_device, split_validation
+from trainables.train import split_validation
 from trainables.tune_trial import OBJECTIVE, run_trial
 
 ENDED = ("completed", "stopped", "diverged", "failed")
@@ -77,7 +77,7 @@ def run_study(
         "command": command,
         "settings": settings.model_dump(),
         "data": _describe_data(settings, data),
-        "machine": _machine(),
+        "machine": describe_machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     with _ray(address):
@@ -132,15 +132,6 @@ def _describe_data(settings: StudySettings, data: ImageData) -> dict[str, Any]:
         "superclasses": list(data.superclasses),
         "has_masks": data.masks is not None,
     }
-
-
-def _machine() -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count(), "gpus": gpus}
 
 
 @dataclass(frozen=True)

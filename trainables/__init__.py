@@ -2,16 +2,15 @@
 
 from trainables.checkpoint import CheckpointError, load_checkpoint, load_model, save_checkpoint
 from trainables.data import DataError, ImageData, load_data, read_image, stratified_split, stratified_subset
+from trainables.device import DeviceError, OutOfMemoryError, autocast, resolve_device, resolve_precision
 from trainables.errors import UserError
 from trainables.resnet import ResNet18
 from trainables.settings import TrialSettings
 from trainables.train import (
-    DeviceError,
     EpochMetrics,
+    SettingsMismatchError,
     TrainingState,
-    autocast,
     evaluate,
-    resolve_device,
     split_validation,
     to_input,
     to_tensors,
@@ -24,7 +23,9 @@ __all__ = [
     "DeviceError",
     "EpochMetrics",
     "ImageData",
+    "OutOfMemoryError",
     "ResNet18",
+    "SettingsMismatchError",
     "TrainingState",
     "TrialSettings",
     "UserError",
@@ -35,6 +36,7 @@ __all__ = [
     "load_model",
     "read_image",
     "resolve_device",
+    "resolve_precision",
     "save_checkpoint",
     "split_validation",
     "stratified_split",

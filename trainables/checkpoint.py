@@ -1,8 +1,8 @@
 """Checkpoints: a folder of weights, optimizer state and readable JSON, written atomically and loaded safely.
 
 FOLDER/checkpoint.json   format, settings, class names, epoch, metrics: for people and for `load_checkpoint`
-FOLDER/weights.pt        the network's state dict
-FOLDER/optimizer.pt      what only going on with training needs
+FOLDER/weights.pt        the state dict of the network to use: of the averaged one where weights are averaged
+FOLDER/training.pt       what only going on with training needs: optimizer, loss scale, the weights that are trained
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from trainables.device import memory_format, resolve_device
 from trainables.errors import UserError
-from trainables.optim import make_optimizer
 from trainables.resnet import ResNet18
 from trainables.settings import TrialSettings
-from trainables.train import EpochMetrics, TrainingState, memory_format, resolve_device
+from trainables.train import EpochMetrics, TrainingState, make_state
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(UserError):
@@ -36,7 +36,10 @@ def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("weights.pt", state.model.state_dict()), ("optimizer.pt", state.optimizer.state_dict())):
+    training: dict[str, Any] = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
+    if state.ema:
+        training |= {"model": state.model.state_dict(), "num_averaged": state.ema.n_averaged}
+    for name, content in (("weights.pt", state.network.state_dict()), ("training.pt", training)):
         torch.save(content, folder / f".{name}")
         os.replace(folder / f".{name}", folder / name)
     about = {
@@ -59,17 +62,30 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
     """
     folder = Path(folder)
     about = _read_about(folder)
-    model = _load_model(folder, about, device)
-    optimizer = make_optimizer(model, about["settings"])
-    saved = _load_tensors(folder / "optimizer.pt", device)
+    settings: TrialSettings = about["settings"]
+    where = resolve_device(device)
+    state = make_state(settings, about["class_names"], _load_network(folder, about, device), where)
+    saved = _load_tensors(folder / "training.pt", device)
     try:
-        if saved["param_groups"][0].keys() != optimizer.state_dict()["param_groups"][0].keys():
+        if state.ema:
+            state.ema.n_averaged.copy_(saved["num_averaged"])
+            state.model.load_state_dict(saved["model"])
+        if _form(saved["optimizer"]) != _form(state.optimizer.state_dict()):
             raise ValueError("it is of another kind of optimizer")
-        optimizer.load_state_dict(saved)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{folder / 'optimizer.pt'}: does not fit the network ({error})") from error
-    metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
-    return TrainingState(about["settings"], about["class_names"], model, optimizer, about["epoch"], metrics)
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.scaler.load_state_dict(saved["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / 'training.pt'}: does not fit the network ({error})") from error
+    state.epoch = about["epoch"]
+    state.metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
+    return state
+
+
+def _form(optimizer_state: Any) -> Any:
+    """Return what optimizers of one kind have in common in their state dicts: the names, without the values."""
+    if "param_groups" in optimizer_state:
+        return sorted(optimizer_state["param_groups"][0])
+    return {name: _form(part) for name, part in optimizer_state.items()}
 
 
 def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict[str, Any]]:
@@ -84,7 +100,9 @@ def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict
         DeviceError: if the machine does not have the device.
     """
     about = _read_about(Path(folder))
-    return _load_model(Path(folder), about, device).eval(), about
+    where = resolve_device(device)
+    model = _load_network(Path(folder), about, device)
+    return model.to(where, memory_format=memory_format(where)).eval(), about  # type: ignore[call-overload]
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def _load_tensors(file: Path, device: str) -> Any:
         raise CheckpointError(f"{file}: truncated or not a checkpoint ({reason})") from error
 
 
-def _load_model(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
+def _load_network(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
     settings: TrialSettings = about["settings"]
     model = ResNet18(len(about["class_names"]), settings.width, settings.dropout)
     try:
@@ -133,5 +151,4 @@ def _load_model(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
             f"{folder / 'weights.pt'}: of another network than checkpoint.json describes "
             f"(ResNet-18, width {settings.width}, {len(about['class_names'])} classes)"
         ) from error
-    where = resolve_device(device)
-    return model.to(where, memory_format=memory_format(where))  # type: ignore[call-overload]
+    return model

@@ -177,7 +177,12 @@ def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> NDArra
 
 
 def load_data(
-    dataset: DatasetName, split: SplitName, data_dir: Path | None = None, *, seed: int = 0, size: int | None = None
+    dataset: DatasetName,
+    split: SplitName,
+    data_dir: str | Path | None = None,
+    *,
+    seed: int = 0,
+    size: int | None = None,
 ) -> ImageData:
     """Load one split of a data set.
 
@@ -203,7 +208,7 @@ def load_data(
         return ImageData(images, labels, shapes.CLASS_NAMES, shapes.SUPERCLASS_NAMES, shapes.SUPERCLASSES, masks)
     if dataset not in get_args(DatasetName):
         raise DataError(f"no data set {dataset!r}: allowed are {', '.join(get_args(DatasetName))}")
-    directory = (data_dir or DEFAULT_DATA_DIR).expanduser().absolute()
+    directory = Path(data_dir or DEFAULT_DATA_DIR).expanduser().absolute()
     if (data_dir is not None or dataset == "folder") and not directory.is_dir():
         raise DataError(f"{directory}: no such directory; give the data set's folder with --data-dir")
     if dataset == "folder":

@@ -4,18 +4,24 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Optimizer = Literal["sgd", "adam"]
-Schedule = Literal["wsd", "cosine", "constant"]
+Optimizer = Literal["sgd", "adam", "adamw", "muon"]
+Schedule = Literal["wsd", "cosine", "linear", "constant"]
 Augmentation = Literal["none", "flip", "crop", "flip+crop"]
-Precision = Literal["auto", "bf16", "fp32"]
+Flip = Literal["random", "alternating"]
+Mixing = Literal["none", "mixup", "cutmix"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+# The network halves its input three times; images have 32 pixels a side.
+MIN_RESOLUTION, MAX_RESOLUTION = 8, 32
 
 
 class TrialSettings(BaseModel):
     """Everything that decides what one trial trains, apart from the images.
 
-    Two trials with equal settings, trained on the same images and the same kind of device, are the same trial.
+    Two trials with equal settings, trained on the same images, the same kind of device and as many CPU threads, are the
+    same trial.
 
     Raises:
         pydantic.ValidationError: on an unknown name, a wrong type or a value out of range.
@@ -24,19 +30,41 @@ class TrialSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # Optimization
-    optimizer: Optimizer = Field("sgd", description="sgd has Nesterov momentum 0.9; adam has betas (0.9, 0.999)")
+    optimizer: Optimizer = Field(
+        "sgd", description="sgd: Nesterov momentum 0.9; adam; adamw; muon for the convolutions, with adamw for the rest"
+    )
     lr: float = Field(0.1, gt=0, le=100, description="peak learning rate")
-    weight_decay: float = Field(5e-4, ge=0, le=1, description="L2 penalty; norms and biases are left out")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="L2 penalty (adamw, muon: decoupled); norms and biases are left out"
+    )
     batch_size: int = Field(128, ge=2, le=65536, description="images a step")
     max_epochs: int = Field(10, ge=1, le=100_000, description="epochs of a trial that is not stopped early")
     schedule: Schedule = Field(
-        "wsd", description="learning rate after warm-up: wsd is stable, then linear to 0 over the last 30 %"
+        "wsd",
+        description="learning rate after warm-up: wsd is stable, then linear to 0 over the last 30 %; linear to 0 with "
+        "a warm-up of a quarter of the epochs is one-cycle",
     )
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up from 0")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay, a step, of an average of the weights that is used in place of them; 0: none",
+    )
+
+    # Images
+    resolution: str = Field(
+        "32",
+        description="pixels a side; several, as 16,24,32, each for an equal share of the epochs (progressive resizing)",
+    )
+    augmentation: Augmentation = Field("flip+crop", description="flip: horizontal; crop: random, padding 4")
+    flip: Flip = Field("random", description="random: with probability 1/2; alternating: every second epoch")
+    cutout: int = Field(0, ge=0, le=32, description="side in pixels of a square that is blackened; 0: none")
+    mixing: Mixing = Field("none", description="images and labels of pairs, blended (mixup) or pasted (cutmix)")
+    normalize: bool = Field(True, description="standardize channels with the mean and std of the training images")
 
     # Regularization
-    augmentation: Augmentation = Field("flip+crop", description="flip: random horizontal; crop: random, padding 4")
-    normalize: bool = Field(True, description="standardize channels with the mean and std of the training images")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes have in common")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability before the linear head")
 
     # Network
@@ -46,11 +74,29 @@ class TrialSettings(BaseModel):
     precision: Precision = Field("auto", description="auto is bf16 autocast where the hardware multiplies bf16")
     seed: int = Field(0, ge=0, lt=2**31, description="initialization, order of images, augmentation, dropout")
 
+    @field_validator("resolution")
+    @classmethod
+    def _resolution_is_list(cls, value: str) -> str:
+        sizes = value.split(",")
+        if not all(size.isdecimal() and MIN_RESOLUTION <= int(size) <= MAX_RESOLUTION for size in sizes):
+            raise ValueError(
+                f"resolution {value!r}: must be one or more whole numbers from {MIN_RESOLUTION} to {MAX_RESOLUTION} "
+                "with commas between them, as in '16,24,32'"
+            )
+        return value
+
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "TrialSettings":
+    def _fits_max_epochs(self) -> "TrialSettings":
         if self.warmup_epochs > self.max_epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must not exceed max_epochs ({self.max_epochs})")
+        if (count := len(self.resolution.split(","))) > self.max_epochs:
+            raise ValueError(f"resolution ({self.resolution}) has {count} sizes, max_epochs is only {self.max_epochs}")
         return self
+
+    def resolution_at(self, epoch: int) -> int:
+        """Return the pixels a side of the images of an epoch, counted from 1."""
+        sizes = self.resolution.split(",")
+        return int(sizes[(epoch - 1) * len(sizes) // self.max_epochs])
 
     def key(self) -> str:
         """Return 8 hexadecimal digits that depend on every setting: the trial's id."""

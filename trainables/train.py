@@ -8,20 +8,23 @@ for metrics, state in train(TrialSettings(width=16, max_epochs=5), train_data, v
 save_checkpoint("my-checkpoint", state)
 """
 
-import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainables.augment import augment, draw
+from trainables.augment import augment, draw, mix
+from trainables.cuda_graph import GraphedStep
 from trainables.data import ImageData, stratified_split
+from trainables.device import OutOfMemoryError, autocast, memory_format, resolve_device, resolve_precision
 from trainables.errors import UserError
 from trainables.optim import lr_at, make_optimizer
 from trainables.resnet import ResNet18
@@ -29,9 +32,7 @@ from trainables.settings import Precision, TrialSettings
 
 EVAL_BATCH_SIZE = 500
 
-
-class DeviceError(UserError):
-    """A device was asked for that this machine does not have."""
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SettingsMismatchError(UserError):
@@ -40,14 +41,15 @@ class SettingsMismatchError(UserError):
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch of training gave. Accuracies are fractions in [0, 1], losses mean cross-entropies in nats.
+    """What one epoch of training gave. Accuracies are fractions in [0, 1], losses are in nats.
 
     Attributes:
         epoch: epochs done, from 1.
         lr: learning rate of the last step.
-        train_loss: mean over the epoch's images as they were trained on: augmented, in train mode, before each step.
-        train_accuracy: likewise.
-        val_loss: mean over the validation images, after the epoch, in eval mode. NaN if the trial diverged.
+        train_loss: what was minimized, over the epoch's images as they were trained on: augmented, in train mode,
+            before each step. The cross-entropy, with the label smoothing and mixing of the trial.
+        train_accuracy: likewise; of mixed images, the share that are given their own label.
+        val_loss: mean cross-entropy over the validation images, after the epoch, in eval mode. NaN where it diverged.
         val_accuracy: likewise.
         epoch_seconds: wall-clock time of training and validation.
         images_per_second: training images over the time of training alone.
@@ -73,32 +75,15 @@ class TrainingState:
     class_names: tuple[str, ...]
     model: ResNet18
     optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None
+    scaler: torch.amp.GradScaler
     epoch: int = 0
     metrics: EpochMetrics | None = None
 
-
-def resolve_device(device: str = "auto") -> torch.device:
-    """Return the device of a name; ``auto`` is CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        DeviceError: if the machine does not have the device that was asked for.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"device {device!r}: not a device; allowed are auto, cpu, cuda, cuda:N, mps") from error
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (resolved.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(resolved.type, False):
-        raise DeviceError(f"device {device!r}: this machine has none; use device=auto or device=cpu")
-    return resolved
+    @property
+    def network(self) -> ResNet18:
+        """The network to validate and to use: the average of the weights where there is one."""
+        return cast(ResNet18, self.ema.module) if self.ema else self.model
 
 
 def split_validation(data: ImageData, fraction: float, seed: int) -> tuple[ImageData, ImageData]:
@@ -107,40 +92,41 @@ def split_validation(data: ImageData, fraction: float, seed: int) -> tuple[Image
     return data.subset(train_indices), data.subset(val_indices)
 
 
-def autocast(device: torch.device, precision: Precision = "auto") -> contextlib.AbstractContextManager[object]:
-    """Return the context that runs convolutions and matrix products in the precision of a trial.
-
-    ``auto`` is bf16 where the hardware multiplies bf16 (CUDA from Ampere on; CPUs with AVX512-BF16 or AMX), else fp32.
-    """
-    if precision == "auto":
-        precision = "bf16" if _multiplies_bf16(device) else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Return the layout in which convolutions are fast: channels_last, but not on MPS."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # The public torch.cpu.get_capabilities() is newer than the oldest torch that is supported.
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def new_state(settings: TrialSettings, data: ImageData, device: torch.device) -> TrainingState:
     """Return an untrained network and its optimizer; initialization depends on ``settings.seed`` alone."""
     mean, std = data.channel_statistics() if settings.normalize else ((0.0,) * 3, (1.0,) * 3)
     torch.manual_seed(settings.seed)
     model = ResNet18(len(data.class_names), settings.width, settings.dropout, mean, std)
+    return make_state(settings, data.class_names, model, device)
+
+
+def make_state(
+    settings: TrialSettings, class_names: tuple[str, ...], model: ResNet18, device: torch.device
+) -> TrainingState:
+    """Return the state before the first step of a network, which is moved to the device."""
     model = model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
-    return TrainingState(settings, data.class_names, model, make_optimizer(model, settings))
+    ema = None
+    if settings.ema_decay:
+        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(device, settings.precision) == "fp16")
+    return TrainingState(settings, class_names, model, make_optimizer(model, settings), ema, scaler)
 
 
-def to_input(images: Tensor) -> Tensor:
-    """Return uint8 images (N, H, W, 3) as floats (N, 3, H, W) in [0, 1], without moving memory: channels_last."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
+def to_input(images: Tensor, resolution: int | None = None) -> Tensor:
+    """Return uint8 images (N, H, W, 3) as floats (N, 3, H, W) in [0, 1], in channels_last.
+
+    Args:
+        images: the images.
+        resolution: if it is not H, they are resized to so many pixels a side, bilinearly and without aliasing.
+    """
+    return resize(images.permute(0, 3, 1, 2).float().div_(255), resolution)
+
+
+def resize(images: Tensor, resolution: int | None) -> Tensor:
+    """Resize square images (N, C, H, W), floating, to ``resolution`` pixels a side; None leaves them."""
+    if resolution in (None, images.shape[2]):
+        return images
+    return F.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
 def to_tensors(data: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -153,7 +139,7 @@ def to_tensors(data: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto"
+    model: torch.nn.Module, images: Tensor, labels: Tensor, precision: Precision = "auto", resolution: int | None = None
 ) -> tuple[float, float]:
     """Return mean cross-entropy (nats) and accuracy (fraction) of a model in eval mode; its mode is left as it was.
 
@@ -162,6 +148,7 @@ def evaluate(
         images: (N, H, W, 3) uint8, on the model's device.
         labels: (N,) int64, on the model's device.
         precision: see :func:`autocast`.
+        resolution: see :func:`to_input`.
     """
     was_training = model.training
     model.eval()
@@ -170,7 +157,7 @@ def evaluate(
     try:
         for x, y in zip(images.split(EVAL_BATCH_SIZE), labels.split(EVAL_BATCH_SIZE), strict=True):
             with autocast(images.device, precision):
-                logits = model(to_input(x))
+                logits = model(to_input(x, resolution))
             loss += F.cross_entropy(logits.float(), y, reduction="sum")
             correct += (logits.argmax(1) == y).sum()
     finally:
@@ -191,6 +178,8 @@ def train(
     Order of images, augmentation and dropout are functions of (seed, epoch), so a run that goes on from a loaded
     state is the run that was never interrupted. The global random state of torch is set.
 
+    Validation is at the resolution of the epoch.
+
     Args:
         settings: the hyperparameters.
         train_data: images to train on.
@@ -204,72 +193,103 @@ def train(
 
     Raises:
         DeviceError: if the machine does not have the device.
+        OutOfMemoryError: if the device's memory does not suffice.
         SettingsMismatchError: if the state belongs to other settings.
     """
     target = resolve_device(device)
     if state and state.settings != settings:
         raise SettingsMismatchError("the state to go on from was trained with other settings; give it its own")
-    state = state or new_state(settings, train_data, target)
-    images, labels = to_tensors(train_data, target)
-    val_images, val_labels = to_tensors(val_data, target)
-    while state.epoch < settings.max_epochs and not (state.metrics and state.metrics.diverged):
-        start = time.perf_counter()
-        train_loss, train_accuracy, lr = _train_epoch(state, images, labels)
-        train_seconds = time.perf_counter() - start
-        diverged = not math.isfinite(train_loss)
-        val_loss, val_accuracy = math.nan, math.nan
-        if not diverged:
-            val_loss, val_accuracy = evaluate(state.model, val_images, val_labels, settings.precision)
-            if not math.isfinite(val_loss):
-                diverged, val_accuracy = True, math.nan
-        state.epoch += 1
-        state.metrics = EpochMetrics(
-            epoch=state.epoch,
-            lr=lr,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            epoch_seconds=time.perf_counter() - start,
-            images_per_second=len(labels) / train_seconds,
-            diverged=diverged,
-        )
-        yield state.metrics, state
+    try:
+        state = state or new_state(settings, train_data, target)
+        images, labels = to_tensors(train_data, target)
+        val_images, val_labels = to_tensors(val_data, target)
+        step = _make_step(state, target)
+        while state.epoch < settings.max_epochs and not (state.metrics and state.metrics.diverged):
+            start = time.perf_counter()
+            train_loss, train_accuracy, lr = _train_epoch(state, images, labels, step)
+            train_seconds = time.perf_counter() - start
+            diverged = not math.isfinite(train_loss)
+            val_loss, val_accuracy = math.nan, math.nan
+            if not diverged:
+                resolution = settings.resolution_at(state.epoch + 1)
+                val_loss, val_accuracy = evaluate(state.network, val_images, val_labels, settings.precision, resolution)
+                if not math.isfinite(val_loss):
+                    diverged, val_accuracy = True, math.nan
+            state.epoch += 1
+            state.metrics = EpochMetrics(
+                epoch=state.epoch,
+                lr=lr,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                epoch_seconds=time.perf_counter() - start,
+                images_per_second=len(labels) / train_seconds,
+                diverged=diverged,
+            )
+            yield state.metrics, state
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"{target} ran out of memory at batch_size {settings.batch_size}, width {settings.width}: "
+            "lower batch_size, or pack fewer trials onto a GPU (gpus_per_trial)"
+        ) from error
 
 
-def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """Train one epoch; return mean loss, accuracy and the last learning rate. Ends early if the loss diverges."""
-    settings, model, optimizer = state.settings, state.model, state.optimizer
-    device = images.device
+def _make_step(state: TrainingState, device: torch.device) -> Step:
+    """Return forward and backward of a batch: inputs (N, 3, H, W), labels (N,), share () -> loss (), correct ()."""
+    settings = state.settings
+
+    def step(x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(device, settings.precision):
+            logits = state.model(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        if settings.mixing != "none":
+            other = F.cross_entropy(logits, y.flip(0), label_smoothing=settings.label_smoothing)
+            loss = share * loss + (1 - share) * other
+        state.scaler.scale(loss).backward()
+        return loss.detach(), (logits.argmax(1) == y).sum()
+
+    return GraphedStep(step, state.model, settings.batch_size) if device.type == "cuda" else step
+
+
+def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Step) -> tuple[float, float, float]:
+    """Train one epoch; return mean loss, accuracy and the last learning rate. Ends early if the loss diverges.
+
+    On an accelerator the host never waits for it before the epoch's end.
+    """
+    settings, optimizer, device = state.settings, state.optimizer, images.device
     # One stream for each (seed, epoch); 63 bits because torch takes signed 64-bit seeds.
     epoch_seed = int(np.random.SeedSequence([settings.seed, state.epoch]).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(epoch_seed)  # dropout
     generator = torch.Generator().manual_seed(epoch_seed)
-    order = torch.randperm(len(labels), generator=generator).to(device)
-    draws = draw(len(labels), settings.augmentation, generator).to(device)
+    order = torch.randperm(len(labels), generator=generator)
+    draws = draw(order, images.shape[1], state.epoch + 1, settings, generator).to(device)
+    order = order.to(device)
+    resolution = settings.resolution_at(state.epoch + 1)
 
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device)
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     lr = math.nan
-    model.train()
-    for step in range(steps_per_epoch):
-        lr = lr_at(state.epoch * steps_per_epoch + step, steps_per_epoch, settings)
+    state.model.train()
+    for i in range(steps_per_epoch):
+        lr = lr_at(state.epoch * steps_per_epoch + i, steps_per_epoch, settings)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        start, stop = step * settings.batch_size, min((step + 1) * settings.batch_size, len(labels))
+        start, stop = i * settings.batch_size, min((i + 1) * settings.batch_size, len(labels))
         chosen = order[start:stop]
         x, y = images[chosen], labels[chosen]
-        if settings.augmentation != "none":
-            x = augment(x, draws.batch(start, stop))
-        with autocast(device, settings.precision):
-            logits = model(to_input(x))
-        loss = F.cross_entropy(logits.float(), y)
+        if settings.augmentation != "none" or settings.cutout:
+            x = augment(x, draws.batch(start, stop), settings.cutout)
+        x, share = mix(to_input(x), settings.mixing, generator)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() * len(y)
-        correct += (logits.argmax(1) == y).sum()
+        loss, hits = step(resize(x, resolution), y, torch.full((), share, device=device))
+        state.scaler.step(optimizer)
+        state.scaler.update()
+        if state.ema:
+            state.ema.update_parameters(state.model)
+        loss_sum += loss * len(y)
+        correct += hits
         # On an accelerator this would wait for every step; there the epoch's end is soon enough.
         if device.type == "cpu" and not torch.isfinite(loss):
             break

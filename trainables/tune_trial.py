@@ -11,8 +11,9 @@ from ray import tune
 
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.data import ImageData
+from trainables.device import resolve_device
 from trainables.settings import TrialSettings
-from trainables.train import resolve_device, train
+from trainables.train import train
 
 OBJECTIVE = "objective"
 
@@ -37,7 +38,7 @@ def run_trial(
         fixed: the hyperparameters that do not vary.
         train_data: images to train on.
         val_data: images to validate on.
-        device: see :func:`trainables.train.resolve_device`.
+        device: see :func:`trainables.device.resolve_device`.
         num_threads: CPU threads of the trial.
         checkpoints: for trials begun by an earlier attempt, the folder to go on from, by trial id.
     """

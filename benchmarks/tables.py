@@ -1,0 +1,32 @@
+"""What the benchmarks have in common: tables on the terminal and in JSON, with the machine and the versions."""
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trainables.device import describe_machine
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    machine = describe_machine()
+    where = ", ".join([f"{machine['cores']} x {machine['processor']}", *machine["gpus"]])
+    print(f"\n{title} ({where}; torch {version('torch')})")
+    print(pd.DataFrame(rows).to_string(index=False) if rows else "not on this machine", flush=True)
+
+
+def save(file: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Put rows into a JSON file under their name, beside what stands there, with where and when they were measured."""
+    if not rows:
+        return
+    content = json.loads(file.read_text()) if file.exists() else {}
+    versions = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision")}}
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    content[name] = {"date": day, "machine": describe_machine(), "versions": versions, "rows": rows}
+    file.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"wrote {file}")

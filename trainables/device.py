@@ -1,0 +1,83 @@
+"""What a trial computes on: its device, the precision there, and the layout in which convolutions are fast."""
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainables.errors import UserError
+from trainables.settings import Precision
+
+
+class DeviceError(UserError):
+    """A device was asked for that this machine does not have."""
+
+
+class OutOfMemoryError(UserError):
+    """The memory of the device does not suffice for a trial."""
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        DeviceError: if the machine does not have the device that was asked for.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device {device!r}: not a device; allowed are auto, cpu, cuda, cuda:N, mps") from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (resolved.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(resolved.type, False):
+        raise DeviceError(f"device {device!r}: this machine has none; use device=auto or device=cpu")
+    return resolved
+
+
+def resolve_precision(device: torch.device, precision: Precision = "auto") -> Precision:
+    """Return what ``auto`` stands for on a device.
+
+    That is bf16 where the hardware multiplies bf16 (CUDA from Ampere on; CPUs with AVX512-BF16 or AMX), fp16 on older
+    CUDA devices with tensor cores (from Volta on), else fp32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+    # The public torch.cpu.get_capabilities() is newer than the oldest torch that is supported.
+    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if fast else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> contextlib.AbstractContextManager[object]:
+    """Return the context that runs convolutions and matrix products in a precision; see :func:`resolve_precision`."""
+    precision = resolve_precision(device, precision)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return the layout in which convolutions are fast: channels_last, but not on MPS."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what figures measured here should stand with: ``system``, ``processor``, ``cores`` and ``gpus``."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count(), "gpus": gpus}
