@@ -90,7 +90,7 @@ def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
     words = []
     for name in columns:
         value = row[name]
-        plain = isinstance(value, str) and value not in ("none",)
+        plain = isinstance(value, str) and value != "none" and not value[0].isdigit()
         words.append(str(value) if plain else f"no {name}" if value == "none" else f"{name} {value}")
     return " · ".join(words) or "the one recipe"
 

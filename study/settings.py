@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainables.data import DatasetName
 from trainables.errors import UserError
@@ -82,6 +82,15 @@ class StudySettings(BaseModel):
     space: dict[str, list[Value] | Range] = Field(default_factory=dict, description="what varies: lists or ranges")
     fixed: dict[str, Value] = Field(default_factory=dict, description="what does not vary")
 
+    @field_validator("space", "fixed", mode="before")
+    @classmethod
+    def _text_stays_text(cls, values: Any) -> Any:
+        """Take ``resolution: 32``, which YAML reads as a number, for the text that it is."""
+        if not isinstance(values, dict):
+            return values
+        texts = {name for name, field in TrialSettings.model_fields.items() if field.annotation is str}
+        return {name: _as_text(value) if name in texts else value for name, value in values.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> "StudySettings":
         for part, names in (("space", self.space), ("fixed", self.fixed)):
@@ -141,6 +150,12 @@ class StudySettings(BaseModel):
             raise ValueError(f"space.{name} lists a value twice: {values}")
         for value in values:
             _check_value(f"space.{name}", name, value, self.max_epochs)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return str(value) if type(value) is int else value
 
 
 def _check_value(where: str, name: str, value: Value, max_epochs: int) -> None:

@@ -1,11 +1,13 @@
 """Checkpoints: what goes in comes out, and what is broken is refused in one sentence."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pickle
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from trainables import (
     CheckpointError,
     DeviceError,
     ImageData,
+    ResNet18,
     TrainingState,
     TrialSettings,
     load_checkpoint,
@@ -29,7 +32,8 @@ from trainables import (
 from trainables.train import new_state
 
 SETTINGS = TrialSettings(width=4, batch_size=16, max_epochs=2, precision="fp32", dropout=0.1, lr=0.02)
-FILES = {"checkpoint.json", "weights.pt", "optimizer.pt"}
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+FILES = {"checkpoint.json", "weights.pt", "training.pt"}
 
 
 def two_classes(n: int) -> ImageData:
@@ -49,6 +53,11 @@ def state() -> TrainingState:
     return trained()
 
 
+@pytest.fixture(scope="module")
+def averaged() -> TrainingState:
+    return trained(SETTINGS.model_copy(update={"ema_decay": 0.9}))
+
+
 @pytest.fixture
 def folder(state, tmp_path) -> Path:
     save_checkpoint(tmp_path / "point", state)
@@ -66,6 +75,16 @@ def assert_same(one: object, other: object) -> None:
         assert one == other
 
 
+def tensors_of(content: object) -> list[torch.Tensor]:
+    if isinstance(content, dict | list):
+        return [
+            tensor
+            for part in (content.values() if isinstance(content, dict) else content)
+            for tensor in tensors_of(part)
+        ]
+    return [content] if isinstance(content, torch.Tensor) else []
+
+
 def refused(load: Callable, folder: Path) -> str:
     with pytest.raises(CheckpointError) as error:
         load(folder, "cpu")
@@ -79,18 +98,43 @@ def refused(load: Callable, folder: Path) -> str:
 # ---- What goes in comes out
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_checkpoint_brings_everything_back(optimizer, tmp_path):
-    before = trained(SETTINGS.model_copy(update={"optimizer": optimizer}))
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_checkpoint_brings_everything_back(optimizer, average, tmp_path):
+    before = trained(SETTINGS.model_copy(update={"optimizer": optimizer, "ema_decay": average}))
     save_checkpoint(tmp_path / "a/b", before)
     after = load_checkpoint(str(tmp_path / "a/b"), "cpu")
     assert (after.settings, after.class_names, after.epoch) == (before.settings, ("dark", "light"), 1)
     assert after.metrics == before.metrics
     assert_same(after.model.state_dict(), before.model.state_dict())
+    assert_same(after.network.state_dict(), before.network.state_dict())
+    assert (after.network is after.model) == (average == 0)
     assert type(after.optimizer) is type(before.optimizer)
-    assert after.optimizer.state_dict()["state"]
+    assert tensors_of(after.optimizer.state_dict())
     assert_same(after.optimizer.state_dict(), before.optimizer.state_dict())
-    assert after.model.dropout.p == 0.1
+    assert after.model.dropout.p == after.network.dropout.p == 0.1
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in after.model.parameters() if p.ndim == 4)
+
+
+def test_loss_scale_comes_back(tmp_path):
+    before = trained(SETTINGS.model_copy(update={"precision": "fp16"}))
+    before.scaler.update(4096.0)
+    save_checkpoint(tmp_path, before)
+    after = load_checkpoint(tmp_path, "cpu").scaler
+    assert after.is_enabled()
+    assert after.get_scale() == 4096
+    assert after.state_dict() == before.scaler.state_dict()
+    assert after.state_dict()["_growth_tracker"] > 0
+
+
+@pytest.mark.parametrize(("there", "here"), [("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16")])
+def test_checkpoint_goes_on_where_automatic_precision_is_another(there, here, tmp_path, monkeypatch):
+    """From a GPU that multiplies bf16 to an older one, or back."""
+    module = sys.modules["trainables.train"]
+    monkeypatch.setattr(module, "resolve_precision", lambda *_: there)
+    save_checkpoint(tmp_path, trained(SETTINGS.model_copy(update={"precision": "auto"})))
+    monkeypatch.setattr(module, "resolve_precision", lambda *_: here)
+    assert load_checkpoint(tmp_path, "cpu").scaler.is_enabled() == (here == "fp16")
 
 
 def test_untrained_state_comes_back_without_metrics(tmp_path):
@@ -110,11 +154,21 @@ def test_metrics_of_a_diverged_trial_come_back(state, tmp_path):
 def test_checkpoint_is_three_files_and_readable(folder, state):
     assert {file.name for file in folder.iterdir()} == FILES
     about = json.loads((folder / "checkpoint.json").read_text())
-    assert (about["format"], about["epoch"], about["class_names"]) == (1, 1, ["dark", "light"])
+    assert (about["format"], about["epoch"], about["class_names"]) == (2, 1, ["dark", "light"])
     assert about["settings"] == SETTINGS.model_dump()
     assert about["metrics"]["val_accuracy"] == state.metrics.val_accuracy
     weights = torch.load(folder / "weights.pt", weights_only=True)
     assert_same(weights, dict(state.model.state_dict()))
+
+
+def test_averaged_network_is_the_one_to_use_and_the_trained_one_is_kept(averaged, tmp_path):
+    save_checkpoint(tmp_path, averaged)
+    network, trained_on = (dict(model.state_dict()) for model in (averaged.network, averaged.model))
+    assert not torch.equal(network["head.weight"], trained_on["head.weight"])
+    assert_same(torch.load(tmp_path / "weights.pt", weights_only=True), network)
+    assert_same(torch.load(tmp_path / "training.pt", weights_only=True)["model"], trained_on)
+    assert_same(load_model(tmp_path, "cpu")[0].state_dict(), network)
+    assert {file.name for file in tmp_path.iterdir()} == FILES
 
 
 def test_checkpoint_replaces_an_earlier_one(folder):
@@ -129,7 +183,7 @@ def test_interrupted_first_save_leaves_no_checkpoint(state, tmp_path, monkeypatc
     real = os.replace
 
     def interrupted(source, target):
-        if Path(target).name == "optimizer.pt":
+        if Path(target).name == "training.pt":
             raise KeyboardInterrupt
         real(source, target)
 
@@ -153,9 +207,9 @@ def test_network_alone_is_loaded_for_use(folder, state):
 
 
 def test_network_alone_needs_no_optimizer(folder):
-    (folder / "optimizer.pt").unlink()
+    (folder / "training.pt").unlink()
     assert load_model(folder, "cpu")[1]["epoch"] == 1
-    assert "optimizer.pt" in refused(load_checkpoint, folder)
+    assert "training.pt" in refused(load_checkpoint, folder)
 
 
 def test_absent_device_is_refused(folder, monkeypatch):
@@ -201,6 +255,22 @@ def holding(name: str, value: object) -> Callable[[Path], None]:
     return lambda folder: torch.save(value, folder / name)
 
 
+def with_training(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        torch.save({**torch.load(folder / "training.pt", weights_only=True), **changes}, folder / "training.pt")
+
+    return change
+
+
+def without(key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        saved = torch.load(folder / "training.pt", weights_only=True)
+        del saved[key]
+        torch.save(saved, folder / "training.pt")
+
+    return change
+
+
 def with_settings(**changes: object) -> Callable[[Path], None]:
     return edit(settings={**SETTINGS.model_dump(), **changes})
 
@@ -212,10 +282,11 @@ BROKEN_FOR_BOTH = {
     "truncated JSON": (keep("checkpoint.json", 0.5), "not readable as JSON"),
     "not text": (content("checkpoint.json", b"\xff\xfe\x00"), "not readable as JSON"),
     "JSON of a list": (content("checkpoint.json", b"[1, 2]"), "format None"),
-    "other format": (edit(format=2), "format 2, but this version reads format 1"),
+    "other format": (edit(format=1), "format 1, but this version reads format 2"),
     "no format": (drop("format"), "format None"),
     "no settings": (drop("settings"), "another version"),
     "unknown setting": (with_settings(mixup=0.1), "mixup"),
+    "setting of another kind": (with_settings(resolution=32), "resolution"),
     "setting out of range": (with_settings(width=0), "width"),
     "settings of a list": (edit(settings=[]), "another version"),
     "no class names": (edit(class_names=None), "another version"),
@@ -234,15 +305,32 @@ BROKEN_FOR_BOTH = {
     "weights of numbers": (holding("weights.pt", {"head.weight": 3}), "weights.pt: "),
 }
 BROKEN_FOR_TRAINING = {
-    "optimizer cut in half": (keep("optimizer.pt", 0.5), "optimizer.pt: truncated"),
-    "optimizer of another kind": (with_settings(optimizer="adam"), "optimizer.pt: does not fit"),
-    "optimizer of a list": (holding("optimizer.pt", [1, 2]), "optimizer.pt: "),
-    "optimizer of nothing": (holding("optimizer.pt", {}), "optimizer.pt: "),
-    "optimizer of another network": (
-        holding("optimizer.pt", torch.optim.SGD(nn.Linear(3, 4).parameters()).state_dict()),
-        "optimizer.pt: does not fit",
+    "training cut in half": (keep("training.pt", 0.5), "training.pt: truncated"),
+    "training without its end": (keep("training.pt", 0.99), "training.pt: truncated"),
+    "training of no bytes": (keep("training.pt", 0), "training.pt: truncated"),
+    "training of a list": (holding("training.pt", [1, 2]), "training.pt: does not fit"),
+    "training of nothing": (holding("training.pt", {}), "training.pt: does not fit"),
+    "no optimizer": (without("optimizer"), "training.pt: does not fit"),
+    "no loss scale": (without("scaler"), "training.pt: does not fit"),
+    "optimizer of nothing": (with_training(optimizer={}), "training.pt: does not fit"),
+    "optimizer of a word": (with_training(optimizer="sgd"), "training.pt: does not fit"),
+    "optimizer without groups": (
+        with_training(optimizer={"state": {}, "param_groups": []}),
+        "training.pt: does not fit",
     ),
+    "optimizer of another network": (
+        with_training(optimizer=torch.optim.SGD(nn.Linear(3, 4).parameters()).state_dict()),
+        "training.pt: does not fit",
+    ),
+    "no averaged weights": (with_settings(ema_decay=0.9), "training.pt: does not fit"),
     "unknown metric": (edit(metrics={"f1": 0.5}), "f1"),
+}
+BROKEN_AVERAGES = {
+    "no trained weights": (without("model"), "training.pt: does not fit"),
+    "trained weights of nothing": (with_training(model={}), "training.pt: does not fit"),
+    "trained weights of a list": (with_training(model=[1, 2]), "training.pt: does not fit"),
+    "trained weights of another width": (with_training(model=ResNet18(2, 5).state_dict()), "training.pt: does not fit"),
+    "trained weights of other classes": (with_training(model=ResNet18(3, 4).state_dict()), "training.pt: does not fit"),
 }
 
 
@@ -261,10 +349,33 @@ def test_checkpoint_that_cannot_be_trained_on_is_refused(case, folder):
     assert part in refused(load_checkpoint, folder)
 
 
-def test_adam_state_does_not_fit_sgd(tmp_path):
-    save_checkpoint(tmp_path, trained(SETTINGS.model_copy(update={"optimizer": "adam"})))
-    with_settings(optimizer="sgd")(tmp_path)
-    assert "optimizer.pt: does not fit" in refused(load_checkpoint, tmp_path)
+@pytest.mark.parametrize("case", BROKEN_AVERAGES)
+def test_checkpoint_whose_averages_are_broken_is_refused(case, averaged, tmp_path):
+    save_checkpoint(tmp_path, averaged)
+    spoil, part = BROKEN_AVERAGES[case]
+    spoil(tmp_path)
+    assert part in refused(load_checkpoint, tmp_path)
+    assert load_model(tmp_path, "cpu")[1]["epoch"] == 1  # what is broken is not needed for that
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, TrainingState]:
+    return {name: trained(SETTINGS.model_copy(update={"optimizer": name})) for name in OPTIMIZERS}
+
+
+@pytest.mark.parametrize(("saved", "asked"), [*itertools.permutations(OPTIMIZERS, 2)])
+def test_state_of_one_optimizer_does_not_fit_another(saved, asked, states, tmp_path):
+    save_checkpoint(tmp_path, states[saved])
+    with_settings(optimizer=asked)(tmp_path)
+    assert "training.pt: does not fit" in refused(load_checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizer_state_of_another_width_is_refused(optimizer, states, tmp_path):
+    save_checkpoint(tmp_path / "wide", trained(SETTINGS.model_copy(update={"optimizer": optimizer, "width": 5})))
+    save_checkpoint(tmp_path / "point", states[optimizer])
+    shutil.copy(tmp_path / "wide/training.pt", tmp_path / "point/training.pt")
+    assert "training.pt: does not fit" in refused(load_checkpoint, tmp_path / "point")
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path):
@@ -282,7 +393,7 @@ class Harmful:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "optimizer.pt"])
+@pytest.mark.parametrize("name", ["weights.pt", "training.pt"])
 @pytest.mark.parametrize("packed", ["bare pickle", "torch.save", "old torch.save", "in a real checkpoint"])
 def test_code_in_a_checkpoint_does_not_run(name, packed, folder, tmp_path):
     harmful, file = {"a": Harmful(tmp_path / "marker")}, folder / name

@@ -1,8 +1,10 @@
 """Studies through Ray Tune, from Python."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,16 @@ from analysis import RunError, load_epochs, load_trials, read_study
 from study import SettingsError, StudyError, load_settings, resume_study, run_study
 from study.run import ENDED
 from study.space import list_trials
-from trainables import DataError, DeviceError, load_checkpoint, load_data, split_validation, train
+from trainables import (
+    DataError,
+    DeviceError,
+    ImageData,
+    load_checkpoint,
+    load_data,
+    split_validation,
+    to_tensors,
+    train,
+)
 from trainables.settings import TrialSettings
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -59,6 +70,59 @@ def test_a_trial_is_what_the_plain_loop_trains(tiny: tuple[str, ...], finished_r
     reported = load_epochs(finished_run).query("trial_id == @row.trial_id")
     for name in ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_array_equal(reported[name], [getattr(m, name) for m in plain], err_msg=name)
+
+
+def test_trials_side_by_side_are_those_trained_alone(tiny: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+    """Two at a time, one after the other in reused workers: bit for bit what each is in a process of its own."""
+    overrides = [
+        *tiny, "early_stopping=none", "cpus_per_trial=1", "space.optimizer=[muon,sgd]", "space.lr=[0.02,0.05]",
+        "space.augmentation=[flip+crop]", "fixed.ema_decay=0.9", "fixed.resolution='16,32'", "fixed.mixing=cutmix",
+        "fixed.dropout=0.2", "fixed.flip=alternating",
+    ]  # fmt: skip
+    settings = load_settings("demo", overrides)
+    run = tmp_path / "side-by-side"
+    assert run_study(settings, run, show=False)
+    trials, epochs = load_trials(run).set_index("trial_id"), load_epochs(run)
+    data = split_validation(load_data("folder", "train", pictures, seed=1), settings.val_fraction, settings.seed)
+    torch.set_num_threads(1)
+    for trial in list_trials(settings):
+        own = epochs[epochs["trial_id"] == trial.key()]
+        saved = load_checkpoint(trials.loc[trial.key(), "checkpoint"], "cpu")
+        for metrics, state in train(trial, *data):
+            row = own[own["epoch"] == metrics.epoch].iloc[0]
+            assert (row["train_loss"], row["val_loss"]) == (metrics.train_loss, metrics.val_loss)
+            if metrics.epoch == saved.epoch:
+                for name, weights in state.network.state_dict().items():
+                    assert torch.equal(weights, saved.network.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to look at memory")
+def test_a_node_holds_one_copy_of_the_images(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every worker the tensors that are trained on lie in the object store's shared memory."""
+    import study.run as module
+
+    def look(config: dict[str, Any], *, train_data: ImageData, val_data: ImageData, **arguments: Any) -> None:
+        ranges = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        found = []
+        for data in (train_data, val_data):
+            address = to_tensors(data, torch.device("cpu"))[0].data_ptr()
+            for fields in ranges:
+                start, stop = (int(part, 16) for part in fields[0].split("-"))
+                if start <= address < stop:
+                    found.append(" ".join(fields[5:]))
+        (tmp_path / f"{os.getpid()}-{config['trial']['lr']}.json").write_text(json.dumps(found))
+        original(config, train_data=train_data, val_data=val_data, **arguments)
+
+    original = module.run_trial
+    monkeypatch.setattr(module, "run_trial", look)
+    assert run_study(load_settings("demo", [*tiny, "max_epochs=1", "cpus_per_trial=1"]), tmp_path / "run", show=False)
+    seen = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
+    assert seen
+    for places in seen:
+        assert len(places) == 2
+        assert all("/plasma" in place for place in places), places
 
 
 def test_checkpoint_of_the_best_epoch_is_kept(finished_run: Path) -> None:

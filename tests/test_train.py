@@ -1,4 +1,4 @@
-"""The network, its optimizer and schedules, and the training loop: what it computes and how it goes on."""
+"""The network and the training loop: what it computes, and how it goes on."""
 
 import copy
 import dataclasses
@@ -10,20 +10,19 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainables import (
-    DeviceError,
     ImageData,
+    OutOfMemoryError,
     ResNet18,
     TrainingState,
     TrialSettings,
     UserError,
-    autocast,
     evaluate,
     load_checkpoint,
     load_data,
-    resolve_device,
     save_checkpoint,
     shapes,
     split_validation,
@@ -31,11 +30,15 @@ from trainables import (
     to_tensors,
     train,
 )
-from trainables.optim import lr_at, make_optimizer
+from trainables.augment import mix
+from trainables.optim import lr_at
+from trainables.settings import MIN_RESOLUTION
 from trainables.train import new_state
 
 TINY = {"width": 4, "batch_size": 16, "max_epochs": 4, "precision": "fp32"}
 TIMES = ("epoch_seconds", "images_per_second")
+CPU = torch.device("cpu")
+MODULE = sys.modules["trainables.train"]  # trainables.train is the function
 
 
 def two_classes(n: int, seed: int = 0) -> ImageData:
@@ -48,11 +51,15 @@ def two_classes(n: int, seed: int = 0) -> ImageData:
 TRAIN, VAL = two_classes(56), two_classes(24, seed=1)  # the last batch of 16 holds 8
 
 
+def without_times(metrics: object) -> dict[str, object]:
+    return {k: v for k, v in dataclasses.asdict(metrics).items() if k not in TIMES}
+
+
 def run(settings: TrialSettings, state: TrainingState | None = None, data: ImageData = TRAIN):
     """Train to the end on the CPU; return the metrics of all epochs without the times, and the weights."""
     metrics = []
     for epoch, reached in train(settings, data, VAL, device="cpu", state=state):
-        metrics.append({k: v for k, v in dataclasses.asdict(epoch).items() if k not in TIMES})
+        metrics.append(without_times(epoch))
         state = reached
     return metrics, copy.deepcopy(state.model.state_dict())
 
@@ -116,7 +123,7 @@ def test_network_standardizes_its_input():
 
 def test_new_network_carries_the_statistics_of_its_images():
     mean, std = TRAIN.channel_statistics()
-    model = new_state(TrialSettings(**TINY), TRAIN, torch.device("cpu")).model
+    model = new_state(TrialSettings(**TINY), TRAIN, CPU).model
     torch.testing.assert_close(model.normalize.mean.flatten(), torch.tensor(mean))
     torch.testing.assert_close(model.normalize.std.flatten(), torch.tensor(std))
     assert mean[0] > 0.3
@@ -129,69 +136,12 @@ def test_network_without_normalization_has_mean_0_and_deviation_1():
 
 
 def test_initialization_depends_on_the_seed_alone():
-    cpu = torch.device("cpu")
     weights = [
-        new_state(TrialSettings(**{**TINY, **changes}), TRAIN, cpu).model.state_dict()
+        new_state(TrialSettings(**{**TINY, **changes}), TRAIN, CPU).model.state_dict()
         for changes in ({}, {"lr": 0.3, "augmentation": "none", "optimizer": "adam", "dropout": 0.3}, {"seed": 1})
     ]
     assert same(weights[0], weights[1])
     assert not torch.equal(weights[0]["stem.0.weight"], weights[2]["stem.0.weight"])
-
-
-# ---- Optimizer and schedules
-
-# 10 epochs of 10 steps; learning rates worked out by hand.
-SCHEDULES = [
-    ("constant", 0, {0: 1.0, 50: 1.0, 99: 1.0}),
-    ("constant", 2, {0: 0.05, 9: 0.5, 19: 1.0, 20: 1.0, 99: 1.0}),
-    ("constant", 0.5, {0: 0.2, 4: 1.0, 5: 1.0}),
-    ("constant", 0.05, {0: 1.0}),  # less than a step
-    ("wsd", 0, {0: 1.0, 70: 1.0, 71: 29 / 30, 85: 0.5, 99: 1 / 30}),
-    ("wsd", 1, {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 70: 1.0, 91: 0.3}),
-    ("wsd", 10, {0: 0.01, 69: 0.7, 85: 0.86 * 0.5, 99: 1 / 30}),
-    ("cosine", 0, {0: 1.0, 25: 0.5 + 0.25 * 2**0.5, 50: 0.5, 75: 0.5 - 0.25 * 2**0.5, 99: 0.000246719818}),
-    ("cosine", 2, {0: 0.05, 19: 1.0, 20: 1.0, 40: 0.5 + 0.25 * 2**0.5, 60: 0.5, 80: 0.5 - 0.25 * 2**0.5}),
-    ("cosine", 10, {0: 0.01, 99: 1.0}),
-]
-
-
-@pytest.mark.parametrize(("schedule", "warmup", "expected"), SCHEDULES)
-def test_learning_rate_is_the_one_worked_out_by_hand(schedule, warmup, expected):
-    settings = TrialSettings(lr=0.4, schedule=schedule, warmup_epochs=warmup, max_epochs=10)
-    for step, factor in expected.items():
-        assert lr_at(step, 10, settings) == pytest.approx(0.4 * factor, rel=1e-9), step
-    rates = [lr_at(step, 10, settings) for step in range(100)]
-    assert min(rates) > 0
-    assert max(rates) <= 0.4
-
-
-def test_reported_learning_rate_is_that_of_the_last_step():
-    settings = TrialSettings(**TINY, lr=0.2, schedule="cosine")
-    rates = [metrics["lr"] for metrics in run(settings)[0]]
-    assert rates == [lr_at(4 * epoch - 1, 4, settings) for epoch in (1, 2, 3, 4)]
-
-
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam)])
-def test_optimizer_decays_weights_but_neither_norms_nor_biases(name, kind):
-    model = ResNet18(10, 4)
-    optimizer = make_optimizer(model, TrialSettings(optimizer=name, lr=0.3, weight_decay=0.01))
-    assert type(optimizer) is kind
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(decay) == sum(len(group["params"]) for group in optimizer.param_groups)
-    assert decay == {id(p): 0.01 if p.ndim >= 2 else 0.0 for p in model.parameters()}
-    assert sum(value == 0.01 for value in decay.values()) == 21  # 20 convolutions and the head
-    assert {group["lr"] for group in optimizer.param_groups} == {0.3}
-
-
-def test_sgd_has_nesterov_momentum():
-    for group in make_optimizer(ResNet18(2, 4), TrialSettings(optimizer="sgd")).param_groups:
-        assert (group["nesterov"], group["momentum"], group["dampening"]) == (True, 0.9, 0)
-
-
-def test_adam_has_its_published_betas():
-    for group in make_optimizer(ResNet18(2, 4), TrialSettings(optimizer="adam")).param_groups:
-        assert group["betas"] == (0.9, 0.999)
-        assert not group["amsgrad"]
 
 
 # ---- Training
@@ -199,7 +149,7 @@ def test_adam_has_its_published_betas():
 
 def test_first_step_is_that_of_plain_pytorch():
     settings = TrialSettings(**{**TINY, "batch_size": 56, "max_epochs": 1}, augmentation="none", warmup_epochs=0)
-    state = new_state(settings, TRAIN, torch.device("cpu"))
+    state = new_state(settings, TRAIN, CPU)
     model = copy.deepcopy(state.model).train()
     logits = model(torch.tensor(TRAIN.images).permute(0, 3, 1, 2) / 255)
     labels = torch.tensor(TRAIN.labels)
@@ -215,41 +165,21 @@ def test_first_step_is_that_of_plain_pytorch():
         assert (after - before - step).norm() < 0.02 * step.norm()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_resumed_run_is_the_uninterrupted_one(optimizer, tmp_path):
-    settings = TrialSettings(**TINY, optimizer=optimizer, lr=0.01, dropout=0.3, augmentation="flip+crop")
-    metrics, weights = run(settings)
-    assert [m["epoch"] for m in metrics] == [1, 2, 3, 4]
-    for reached, state in train(settings, TRAIN, VAL, device="cpu"):
-        if reached.epoch == 2:
-            save_checkpoint(tmp_path, state)
-            break
-    torch.rand(7)  # whatever else happened in between
-    loaded = load_checkpoint(tmp_path, "cpu")
-    assert (loaded.epoch, loaded.metrics) == (2, reached)
-    resumed, resumed_weights = run(settings, loaded)
-    assert resumed == metrics[2:]
-    assert same(resumed_weights, weights)
-
-
-def test_same_seed_gives_the_same_run_and_another_seed_another():
-    settings = TrialSettings(**{**TINY, "max_epochs": 2}, dropout=0.2)
-    first, again, other = (run(settings.model_copy(update={"seed": seed})) for seed in (3, 3, 4))
-    assert first[0] == again[0]
-    assert same(first[1], again[1])
-    assert first[0] != other[0]
-    assert not same(first[1], other[1])
+def test_reported_learning_rate_is_that_of_the_last_step():
+    settings = TrialSettings(**TINY, lr=0.2, schedule="cosine")
+    rates = [metrics["lr"] for metrics in run(settings)[0]]
+    assert rates == [lr_at(4 * epoch - 1, 4, settings) for epoch in (1, 2, 3, 4)]
 
 
 def test_every_epoch_sees_each_image_once_in_an_order_of_its_own(monkeypatch):
-    module, shown = sys.modules["trainables.train"], []
+    shown = []
 
     def recorded(images: Tensor) -> Tensor:
         shown.extend(image.numpy().tobytes() for image in images)
         return to_input(images)
 
-    monkeypatch.setattr(module, "to_input", recorded)
-    monkeypatch.setattr(module, "evaluate", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(MODULE, "to_input", recorded)
+    monkeypatch.setattr(MODULE, "evaluate", lambda *_: (0.0, 0.0))
     run(TrialSettings(**TINY, augmentation="none"))
     assert len(shown) == 4 * len(TRAIN)
     epochs = [shown[i : i + len(TRAIN)] for i in range(0, len(shown), len(TRAIN))]
@@ -291,31 +221,6 @@ def test_network_learns_shapes_by_heart():
     assert metrics.val_accuracy > 0.9
 
 
-@pytest.mark.parametrize("width", [4, 8])
-def test_diverged_trial_says_so_once_and_ends(width):
-    settings = TrialSettings(
-        **{**TINY, "width": width, "batch_size": 8, "max_epochs": 50}, lr=100, schedule="constant", warmup_epochs=0
-    )
-    metrics = [metrics for metrics, _ in train(settings, TRAIN, VAL, device="cpu")]
-    assert len(metrics) < 20
-    assert [m.diverged for m in metrics] == [False] * (len(metrics) - 1) + [True]
-    assert [m.epoch for m in metrics] == list(range(1, len(metrics) + 1))
-    assert all(math.isfinite(m.train_loss) and math.isfinite(m.val_loss) for m in metrics[:-1])
-    last = metrics[-1]
-    assert math.isnan(last.val_loss)
-    assert math.isnan(last.val_accuracy)
-    assert math.isfinite(last.epoch_seconds)
-    assert last.lr == 100
-
-
-def test_diverged_trial_stays_ended_when_resumed(tmp_path):
-    settings = TrialSettings(**{**TINY, "max_epochs": 50}, lr=100, schedule="constant", warmup_epochs=0)
-    *_, (metrics, state) = train(settings, TRAIN, VAL, device="cpu")
-    assert metrics.diverged
-    save_checkpoint(tmp_path, state)
-    assert list(train(settings, TRAIN, VAL, device="cpu", state=load_checkpoint(tmp_path, "cpu"))) == []
-
-
 def test_training_touches_nothing_but_its_network():
     data, val = two_classes(32), two_classes(16)
     prints = data.fingerprint(), val.fingerprint()
@@ -336,17 +241,8 @@ def test_metrics_say_what_the_epoch_was():
         assert (metrics.epoch, state.epoch, state.metrics) == (count, count, metrics)
         assert (state.settings, state.class_names) == (settings, ("dark", "light"))
         assert 0 < len(TRAIN) / metrics.images_per_second <= metrics.epoch_seconds
-        loss, accuracy = evaluate(state.model, *to_tensors(VAL, torch.device("cpu")), "fp32")
+        loss, accuracy = evaluate(state.model, *to_tensors(VAL, CPU), "fp32")
         assert (metrics.val_loss, metrics.val_accuracy) == (loss, accuracy)
-
-
-def test_inputs_are_scaled_to_one_and_lie_channels_last():
-    images, labels = to_tensors(TRAIN, torch.device("cpu"))
-    x = to_input(images[:4])
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(x.numpy(), (TRAIN.images[:4].transpose(0, 3, 1, 2) / 255).astype(np.float32))
-    assert images.data_ptr() == TRAIN.images.ctypes.data
-    assert labels.tolist() == TRAIN.labels.tolist()
 
 
 def test_validation_is_held_out_stratified_and_seeded():
@@ -358,7 +254,7 @@ def test_validation_is_held_out_stratified_and_seeded():
     assert split_validation(TRAIN, 0.25, 1)[1].fingerprint() != val.fingerprint()
 
 
-# ---- Evaluation and precision
+# ---- Evaluation
 
 
 class MeanColour(nn.Module):
@@ -386,7 +282,7 @@ def test_evaluation_runs_in_eval_mode_and_leaves_the_mode_and_the_network(mode):
     modes = []
     model.register_forward_hook(lambda module, *_: modes.append((module.training, torch.is_grad_enabled())))
     before = copy.deepcopy(model.state_dict())
-    images, labels = to_tensors(VAL, torch.device("cpu"))
+    images, labels = to_tensors(VAL, CPU)
     assert evaluate(model, images, labels) == evaluate(model, images, labels)
     assert modes == [(False, False)] * 2
     assert all(module.training == mode for module in model.modules())
@@ -396,75 +292,466 @@ def test_evaluation_runs_in_eval_mode_and_leaves_the_mode_and_the_network(mode):
 
 def test_evaluation_leaves_the_mode_also_after_an_error():
     model = ResNet18(2, 4).train()
-    images, labels = to_tensors(VAL, torch.device("cpu"))
+    images, labels = to_tensors(VAL, CPU)
     with pytest.raises(RuntimeError):
         evaluate(model, images[..., :2], labels)
     assert model.training
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision_is_that_of_the_products(precision, dtype):
-    with autocast(torch.device("cpu"), precision):
-        assert (torch.rand(4, 4) @ torch.rand(4, 4)).dtype == dtype
-    assert (torch.rand(4, 4) @ torch.rand(4, 4)).dtype == torch.float32
+# ---- Images and targets
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_automatic_precision_follows_the_hardware(native, monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: native)
-    with autocast(torch.device("cpu"), "auto"):
-        assert torch.is_autocast_enabled("cpu") == native
+def test_inputs_are_scaled_to_one_and_lie_channels_last():
+    images, labels = to_tensors(TRAIN, CPU)
+    x = to_input(images[:4])
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(x.numpy(), (TRAIN.images[:4].transpose(0, 3, 1, 2) / 255).astype(np.float32))
+    assert images.data_ptr() == TRAIN.images.ctypes.data
+    assert labels.tolist() == TRAIN.labels.tolist()
 
 
-def test_half_precision_trains_float_weights():
-    (*_, last), weights = run(TrialSettings(**{**TINY, "precision": "bf16"}, augmentation="none"))
+def triangle_filter(length: int, size: int) -> NDArray[np.float64]:
+    """(size, length): each output as a weighted mean of inputs, the weights falling linearly over an output's width."""
+    scale = length / size
+    centres, places = (np.arange(size) + 0.5) * scale, np.arange(length) + 0.5
+    weights = np.maximum(0, 1 - np.abs(places - centres[:, None]) / max(scale, 1))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("resolution", [8, 16, 24, 31])
+def test_smaller_inputs_are_bilinear_without_aliasing(resolution):
+    images = torch.tensor(TRAIN.images[:4])
+    x = to_input(images, resolution)
+    kernel = triangle_filter(32, resolution)
+    expected = np.einsum("ah,bw,nhwc->ncab", kernel, kernel, TRAIN.images[:4] / 255)
+    np.testing.assert_allclose(x.numpy(), expected, rtol=0, atol=2e-6)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert images.dtype == torch.uint8
+    assert torch.equal(
+        x, nn.functional.interpolate(to_input(images), (resolution,) * 2, mode="bilinear", antialias=True)
+    )
+
+
+@pytest.mark.parametrize("resolution", [8, 15, 24])
+def test_smaller_inputs_stay_in_range_and_keep_what_is_even(resolution):
+    checks = np.indices((32, 32)).sum(0)[..., None].repeat(3, 2) % 2 * 255
+    images = torch.tensor(np.stack([checks, np.full_like(checks, 255), np.full_like(checks, 77)]).astype(np.uint8))
+    x = to_input(images, resolution)
+    assert x.min() >= 0
+    assert x.max() <= 1 + 1e-6
+    assert (x[1] - 1).abs().max() < 1e-6
+    assert (x[2] - 77 / 255).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("resolution", [None, 32])
+def test_inputs_of_the_right_size_are_left_alone(resolution):
+    images = torch.tensor(TRAIN.images[:4])
+    assert torch.equal(to_input(images, resolution), to_input(images))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "expected"),
+    [
+        ("32", [32, 32, 32]),
+        ("16,32", [16, 16, 16, 32, 32]),
+        ("16,24,32", [16, 24, 32]),
+        ("16,24,32", [16, 16, 24, 32]),
+        ("12,16,24,32", [12, 12, 16, 24, 24, 32]),
+        ("32,16", [32, 16]),
+    ],
+)
+def test_resolutions_share_the_epochs_as_worked_out_by_hand(resolution, expected):
+    settings = TrialSettings(resolution=resolution, max_epochs=len(expected))
+    assert [settings.resolution_at(epoch) for epoch in range(1, len(expected) + 1)] == expected
+
+
+def test_each_epoch_trains_and_validates_at_its_resolution():
+    settings = TrialSettings(**{**TINY, "max_epochs": 5}, resolution="12,16", mixing="mixup", cutout=8)
+    state, shown = new_state(settings, TRAIN, CPU), []
+    state.model.register_forward_pre_hook(lambda model, inputs: shown.append((model.training, *inputs[0].shape)))
+    for metrics, reached in train(settings, TRAIN, VAL, device="cpu", state=state):
+        size = 12 if metrics.epoch <= 3 else 16
+        batches = [(True, n, 3, size, size) for n in (16, 16, 16, 8)]
+        assert shown == [*batches, (False, 24, 3, size, size)]
+        val = evaluate(reached.network, *to_tensors(VAL, CPU), "fp32", size)
+        assert (metrics.val_loss, metrics.val_accuracy) == val
+        shown.clear()
+
+
+def test_last_batch_of_one_image_is_trained_at_the_smallest_resolution():
+    settings = TrialSettings(**{**TINY, "max_epochs": 1}, resolution=str(MIN_RESOLUTION))
+    (metrics,), _ = run(settings, data=two_classes(33))
+    assert math.isfinite(metrics["train_loss"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("mixing", ["none", "mixup", "cutmix"])
+def test_loss_and_accuracy_of_a_batch_are_those_worked_out_by_hand(mixing, smoothing, monkeypatch):
+    settings = TrialSettings(
+        **{**TINY, "batch_size": 56, "max_epochs": 1}, augmentation="none", mixing=mixing, label_smoothing=smoothing
+    )
+    state, seen = new_state(settings, TRAIN, CPU), {}
+    model = copy.deepcopy(state.model).train()
+    state.model.register_forward_pre_hook(lambda _, inputs: seen.setdefault("inputs", []).append(inputs[0].clone()))
+
+    def recorded(images: Tensor, *rest: object) -> tuple[Tensor, float]:
+        seen["own"] = images.clone()
+        seen["mixed"], seen["share"] = mix(images, *rest)
+        return seen["mixed"].clone(), seen["share"]
+
+    monkeypatch.setattr(MODULE, "mix", recorded)
+    ((metrics, _),) = train(settings, TRAIN, VAL, device="cpu", state=state)
+    assert torch.equal(seen["inputs"][0], seen["mixed"])
+    assert (seen["share"] == 1) == (mixing == "none")
+
+    own = (seen["own"] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    known = {image.tobytes(): label for image, label in zip(TRAIN.images, TRAIN.labels, strict=True)}
+    labels = np.array([known[image.tobytes()] for image in own])
+    targets = seen["share"] * np.eye(2)[labels] + (1 - seen["share"]) * np.eye(2)[labels[::-1]]
+    targets = (1 - smoothing) * targets + smoothing / 2
+    logits = model(seen["mixed"]).detach().double().numpy()
+    losses = np.log(np.exp(logits).sum(1)) - (targets * logits).sum(1)
+    assert metrics.train_loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics.train_accuracy == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_every_batch_is_mixed_anew(mixing, monkeypatch):
+    shares = []
+
+    def recorded(*given: object) -> tuple[Tensor, float]:
+        mixed, share = mix(*given)
+        shares.append(share)
+        return mixed, share
+
+    monkeypatch.setattr(MODULE, "mix", recorded)
+    run(TrialSettings(**TINY, mixing=mixing))
+    assert len(set(shares)) == len(shares) == 16
+
+
+def test_validation_knows_neither_smoothing_nor_mixing_nor_augmentation():
+    settings = TrialSettings(**{**TINY, "max_epochs": 1}, mixing="mixup", label_smoothing=0.3, cutout=16, dropout=0.5)
+    ((metrics, state),) = train(settings, TRAIN, VAL, device="cpu")
+    with torch.no_grad():
+        logits = state.model.eval()(torch.tensor(VAL.images).permute(0, 3, 1, 2) / 255)
+    loss = nn.functional.cross_entropy(logits, torch.tensor(VAL.labels))
+    assert metrics.val_loss == pytest.approx(loss.item(), rel=1e-4)
+
+
+# ---- Averaged weights
+
+
+def test_averaged_network_is_the_average_over_the_steps_worked_out_by_hand(monkeypatch):
+    settings = TrialSettings(**{**TINY, "max_epochs": 2}, ema_decay=0.8)
+    state, steps = new_state(settings, TRAIN, CPU), []
+    real = state.optimizer.step
+
+    def recorded() -> None:
+        real()
+        steps.append({name: value.double() for name, value in state.model.state_dict().items()})
+
+    initial = {name: value.double() for name, value in state.model.state_dict().items()}
+    monkeypatch.setattr(state.optimizer, "step", recorded)
+    for metrics, _ in train(settings, TRAIN, VAL, device="cpu", state=state):
+        average = initial
+        for i, step in enumerate(steps):
+            decay = min(0.8, (1 + i) / (10 + i))  # it hardly remembers the initialization: 0.1, 2/11, 3/12, ...
+            average = {name: decay * average[name] + (1 - decay) * step[name] for name in step}
+        for name, value in state.network.state_dict().items():
+            if value.is_floating_point():  # weights, running statistics; not the counts of batches
+                torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-6)
+        val = to_tensors(VAL, CPU)
+        assert evaluate(state.network, *val, "fp32") == (metrics.val_loss, metrics.val_accuracy)
+        assert evaluate(state.model, *val, "fp32")[0] != metrics.val_loss
+    assert len(steps) == 8
+
+
+def test_averaging_leaves_the_training_as_it_is():
+    settings = TrialSettings(**{**TINY, "max_epochs": 2}, dropout=0.3)
+    plain, weights = run(settings)
+    averaged, same_weights = run(settings.model_copy(update={"ema_decay": 0.9}))
+    assert same(weights, same_weights)
+    for name in ("train_loss", "train_accuracy"):
+        assert [m[name] for m in plain] == [m[name] for m in averaged]
+    assert [m["val_loss"] for m in plain] != [m["val_loss"] for m in averaged]
+
+
+def test_network_to_use_is_the_trained_one_without_averaging():
+    state = new_state(TrialSettings(**TINY), TRAIN, CPU)
+    assert state.average is None
+    assert state.network is state.model
+    averaged = new_state(TrialSettings(**TINY, ema_decay=0.9), TRAIN, CPU)
+    assert averaged.network is not averaged.model
+    assert isinstance(averaged.network, ResNet18)
+    assert same(averaged.network.state_dict(), state.model.state_dict())
+
+
+# ---- Half precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_float_weights(precision):
+    (*_, last), weights = run(TrialSettings(**{**TINY, "precision": precision, "max_epochs": 3}, augmentation="none"))
     assert last["val_accuracy"] > 0.9
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 
 
-# ---- Devices
+@pytest.mark.parametrize(("precision", "scaled"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_losses_are_scaled_in_fp16_alone(precision, scaled):
+    assert new_state(TrialSettings(**{**TINY, "precision": precision}), TRAIN, CPU).scaler.is_enabled() == scaled
 
 
-@pytest.fixture
-def bare_machine(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+def test_loss_scale_does_not_show_in_loss_or_steps():
+    settings = TrialSettings(**{**TINY, "precision": "fp16", "max_epochs": 1}, augmentation="none", lr=0.01)
+    runs = []
+    for scale in (1.0, 1024.0):
+        state = new_state(settings, TRAIN, CPU)
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        runs.append(run(settings, state))
+    assert runs[0][0][0]["train_loss"] == pytest.approx(runs[1][0][0]["train_loss"], rel=0.01)
+    for name, value in runs[0][1].items():
+        torch.testing.assert_close(value, runs[1][1][name], rtol=0.02, atol=0.01)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7", "mps", "meta"])
-def test_absent_device_is_refused(device, bare_machine):
-    with pytest.raises(DeviceError) as error:
-        next(train(TrialSettings(**TINY), TRAIN, VAL, device=device))
-    assert re.fullmatch(rf"device '{device}': this machine has none; use device=auto or device=cpu", str(error.value))
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
+def test_step_whose_scaled_gradients_overflow_is_skipped_without_a_trace(optimizer, monkeypatch):
+    settings = TrialSettings(**{**TINY, "precision": "fp16", "max_epochs": 2}, optimizer=optimizer, lr=0.01)
+    state = new_state(settings, TRAIN, CPU)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = {name: value.clone() for name, value in state.model.named_parameters()}
+    # Memory that nobody initialized may hold anything.
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *given, **how: empty_like(*given, **how).fill_(math.nan))
+    epochs = train(settings, TRAIN, VAL, device="cpu", state=state)
+    metrics, _ = next(epochs)
+    assert same(dict(state.model.named_parameters()), before)
+    assert state.scaler.get_scale() == 2.0**96  # halved at each of four steps
+    assert not metrics.diverged
+    state.scaler.update(1024.0)
+    metrics, _ = next(epochs)
+    assert not metrics.diverged
+    assert all(p.isfinite().all() and not torch.equal(p, before[name]) for name, p in state.model.named_parameters())
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", "CPU!", "cuda:-1"])
-def test_nonsense_device_is_refused(device, bare_machine):
-    with pytest.raises(DeviceError) as error:
-        resolve_device(device)
-    assert f"device {device!r}: not a device; allowed are auto, cpu, cuda, cuda:N, mps" in str(error.value)
-    assert "\n" not in str(error.value)
+# ---- Trials that fail
 
 
-def test_automatic_device_is_the_fastest_there_is(bare_machine, monkeypatch):
-    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert resolve_device() == torch.device("mps")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device() == torch.device("cuda")
-    assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(DeviceError):
-        resolve_device("cuda:2")
+@pytest.mark.parametrize("width", [4, 8])
+def test_diverged_trial_says_so_once_and_ends(width):
+    settings = TrialSettings(
+        **{**TINY, "width": width, "batch_size": 8, "max_epochs": 50}, lr=100, schedule="constant", warmup_epochs=0
+    )
+    metrics = [metrics for metrics, _ in train(settings, TRAIN, VAL, device="cpu")]
+    assert len(metrics) < 20
+    assert [m.diverged for m in metrics] == [False] * (len(metrics) - 1) + [True]
+    assert [m.epoch for m in metrics] == list(range(1, len(metrics) + 1))
+    assert all(math.isfinite(m.train_loss) and math.isfinite(m.val_loss) for m in metrics[:-1])
+    last = metrics[-1]
+    assert math.isnan(last.val_loss)
+    assert math.isnan(last.val_accuracy)
+    assert math.isfinite(last.epoch_seconds)
+    assert last.lr == 100
+
+
+def test_diverged_trial_stays_ended_when_resumed(tmp_path):
+    settings = TrialSettings(**{**TINY, "max_epochs": 50}, lr=100, schedule="constant", warmup_epochs=0)
+    *_, (metrics, state) = train(settings, TRAIN, VAL, device="cpu")
+    assert metrics.diverged
+    save_checkpoint(tmp_path, state)
+    assert list(train(settings, TRAIN, VAL, device="cpu", state=load_checkpoint(tmp_path, "cpu"))) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_ends_the_trial_in_the_same_step(value):
+    settings = TrialSettings(**TINY, ema_decay=0.9)
+    state, modes = new_state(settings, TRAIN, CPU), []
+
+    def spoiled(model: nn.Module, _: object, logits: Tensor) -> Tensor:
+        modes.append(model.training)
+        return logits * value if len(modes) == 3 else logits
+
+    state.model.register_forward_hook(spoiled)
+    ((metrics, _),) = train(settings, TRAIN, VAL, device="cpu", state=state)
+    assert modes == [True] * 3  # of four steps, and without validation
+    assert (metrics.diverged, metrics.epoch, metrics.lr) == (True, 1, lr_at(2, 4, settings))
+    assert not math.isfinite(metrics.train_loss)
+    assert math.isnan(metrics.val_loss)
+    assert math.isnan(metrics.val_accuracy)
+
+
+def test_validation_that_is_not_finite_ends_the_trial():
+    settings = TrialSettings(**TINY)
+    state = new_state(settings, TRAIN, CPU)
+    state.model.register_forward_hook(lambda model, _, logits: logits if model.training else logits * math.nan)
+    ((metrics, _),) = train(settings, TRAIN, VAL, device="cpu", state=state)
+    assert metrics.diverged
+    assert math.isfinite(metrics.train_loss)
+    assert math.isnan(metrics.val_loss)
+    assert math.isnan(metrics.val_accuracy)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_memory_that_does_not_suffice_is_told_in_one_sentence(training, monkeypatch):
+    real = ResNet18.forward
+
+    def forward(self: ResNet18, x: Tensor) -> Tensor:
+        if self.training == training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+        return real(self, x)
+
+    monkeypatch.setattr(ResNet18, "forward", forward)
+    with pytest.raises(OutOfMemoryError) as error:
+        next(train(TrialSettings(**TINY), TRAIN, VAL, device="cpu"))
+    message = str(error.value)
+    assert re.search(r"\bcpu\b.*\bbatch_size 16\b.*\bwidth 4\b.*\bgpus_per_trial\b", message)
+    assert message.isprintable()
+    assert not re.search(r"[.!?]\s", message)
+    assert isinstance(error.value, UserError)
+    assert isinstance(error.value.__cause__, torch.OutOfMemoryError)
+
+
+# ---- Going on, and doing it again
+
+# Each feature at least once, and those together that could disturb each other.
+TRIALS = {
+    "sgd": {},
+    "adam, cosine, growing, average": {
+        "optimizer": "adam",
+        "schedule": "cosine",
+        "resolution": "12,16,32",
+        "ema_decay": 0.99,
+    },
+    "adamw, linear, mixup, smoothing": {
+        "optimizer": "adamw",
+        "schedule": "linear",
+        "warmup_epochs": 1.0,
+        "mixing": "mixup",
+        "label_smoothing": 0.1,
+    },
+    "muon, cutout, alternating, average": {
+        "optimizer": "muon",
+        "augmentation": "flip",
+        "flip": "alternating",
+        "cutout": 8,
+        "ema_decay": 0.9,
+    },
+    "muon, growing, dropout": {"optimizer": "muon", "resolution": "12,16,24", "dropout": 0.3},
+    "constant, dropout, average": {"schedule": "constant", "warmup_epochs": 0.0, "dropout": 0.5, "ema_decay": 0.5},
+    "shrinking, cutmix, smoothing": {"resolution": "32,16", "mixing": "cutmix", "label_smoothing": 0.2},
+    "adamw, alternating, cutmix, dropout, average": {
+        "optimizer": "adamw",
+        "flip": "alternating",
+        "mixing": "cutmix",
+        "dropout": 0.1,
+        "ema_decay": 0.8,
+    },
+    "bf16, adam, cutout, mixup, plain": {
+        "precision": "bf16",
+        "optimizer": "adam",
+        "augmentation": "none",
+        "cutout": 16,
+        "mixing": "mixup",
+        "normalize": False,
+    },
+    "fp16, average": {"precision": "fp16", "ema_decay": 0.9},
+    "fp16, muon": {"precision": "fp16", "optimizer": "muon"},
+}
+FEW, FEWER = two_classes(12), two_classes(4, seed=1)  # of two batches of 8, the last holds 4
+
+
+def trial(name: str) -> TrialSettings:
+    return TrialSettings(**{**TINY, "batch_size": 8, "lr": 0.02, **TRIALS[name]})
+
+
+def all_of(state: TrainingState) -> dict[str, object]:
+    """All that a state is, in a copy."""
+    return copy.deepcopy(
+        {
+            "model": state.model.state_dict(),
+            "network": state.network.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "metrics": without_times(state.metrics) if state.metrics else None,
+        }
+    )
+
+
+def assert_same(one: object, other: object, where: str = "") -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}/{i}")
+    else:
+        assert one == other, where
+
+
+def epochs_of(settings: TrialSettings, state: TrainingState | None = None) -> list[dict[str, object]]:
+    """All that the state is after each epoch of a run."""
+    return [all_of(reached) for _, reached in train(settings, FEW, FEWER, device="cpu", state=state)]
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_run_interrupted_after_every_epoch_is_the_uninterrupted_one(name, tmp_path):
+    settings = trial(name)
+    uninterrupted = [all_of(new_state(settings, FEW, CPU)), *epochs_of(settings)]
+    assert len(uninterrupted) == 5
+    save_checkpoint(tmp_path, new_state(settings, FEW, CPU))
+    for epoch, expected in enumerate(uninterrupted):
+        torch.rand(7)  # whatever else happened in between
+        state = load_checkpoint(tmp_path, "cpu")
+        assert state.epoch == epoch
+        assert_same(all_of(state), expected)
+        if epoch < 4:
+            save_checkpoint(tmp_path, next(train(settings, FEW, FEWER, device="cpu", state=state))[1])
+
+
+@pytest.mark.parametrize("name", ["muon, growing, dropout", "adamw, alternating, cutmix, dropout, average"])
+def test_run_that_goes_on_to_its_end_is_the_uninterrupted_one(name, tmp_path):
+    settings = trial(name)
+    uninterrupted = epochs_of(settings)
+    save_checkpoint(tmp_path, next(train(settings, FEW, FEWER, device="cpu"))[1])
+    assert_same(epochs_of(settings, load_checkpoint(tmp_path, "cpu")), uninterrupted[1:])
+
+
+def test_trials_that_take_turns_in_a_process_are_those_that_ran_alone():
+    one, other = (
+        trial(name) for name in ("constant, dropout, average", "adamw, alternating, cutmix, dropout, average")
+    )
+    alone = epochs_of(one), epochs_of(other)
+    turns = [train(settings, FEW, FEWER, device="cpu") for settings in (one, other)]
+    together = [(all_of(a), all_of(b)) for (_, a), (_, b) in zip(*turns, strict=True)]
+    for trained, expected in zip(zip(*together, strict=True), alone, strict=True):
+        assert_same(list(trained), expected)
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another():
+    settings = TrialSettings(**{**TINY, "max_epochs": 2}, dropout=0.2)
+    first, again, other = (run(settings.model_copy(update={"seed": seed})) for seed in (3, 3, 4))
+    assert first[0] == again[0]
+    assert same(first[1], again[1])
+    assert first[0] != other[0]
+    assert not same(first[1], other[1])
+
+
+def test_a_state_goes_on_with_its_own_settings_only():
+    settings = TrialSettings(width=4, max_epochs=1)
+    data = load_data("shapes100", "train", size=200)
+    *_, (_, state) = train(settings, *split_validation(data, 0.5, 0), device="cpu")
+    with pytest.raises(UserError, match="other settings"):
+        next(train(settings.model_copy(update={"max_epochs": 5}), *split_validation(data, 0.5, 0), state=state))
 
 
 # ---- Documentation
 
 
 def test_example_of_the_module_runs(tmp_path, monkeypatch, capsys):
-    _, example = sys.modules["trainables.train"].__doc__.split("\n\n", 1)
+    _, example = MODULE.__doc__.split("\n\n", 1)
     for large, small in (("size=5000", "size=200"), ("width=16", "width=4"), ("max_epochs=5", "max_epochs=2")):
         assert large in example
         example = example.replace(large, small)
@@ -477,11 +764,3 @@ def test_example_of_the_module_runs(tmp_path, monkeypatch, capsys):
     saved = load_checkpoint(tmp_path / "my-checkpoint")
     assert saved.epoch == 2
     assert same(saved.model.state_dict(), names["state"].model.state_dict())
-
-
-def test_a_state_goes_on_with_its_own_settings_only():
-    settings = TrialSettings(width=4, max_epochs=1)
-    data = load_data("shapes100", "train", size=200)
-    *_, (_, state) = train(settings, *split_validation(data, 0.5, 0), device="cpu")
-    with pytest.raises(UserError, match="other settings"):
-        next(train(settings.model_copy(update={"max_epochs": 5}), *split_validation(data, 0.5, 0), state=state))

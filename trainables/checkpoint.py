@@ -36,9 +36,9 @@ def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    training: dict[str, Any] = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
-    if state.ema:
-        training |= {"model": state.model.state_dict(), "num_averaged": state.ema.n_averaged}
+    training = {"of": _nature(state), "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
+    if state.average:
+        training["model"] = state.model.state_dict()
     for name, content in (("weights.pt", state.network.state_dict()), ("training.pt", training)):
         torch.save(content, folder / f".{name}")
         os.replace(folder / f".{name}", folder / name)
@@ -67,25 +67,25 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
     state = make_state(settings, about["class_names"], _load_network(folder, about, device), where)
     saved = _load_tensors(folder / "training.pt", device)
     try:
-        if state.ema:
-            state.ema.n_averaged.copy_(saved["num_averaged"])
+        if saved["of"] != _nature(state):
+            raise ValueError("it is of another network or optimizer")
+        if state.average:
             state.model.load_state_dict(saved["model"])
-        if _form(saved["optimizer"]) != _form(state.optimizer.state_dict()):
-            raise ValueError("it is of another kind of optimizer")
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and state.scaler.is_enabled():  # not where precision=auto now means another
+            state.scaler.load_state_dict(saved["scaler"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / 'training.pt'}: does not fit the network ({error})") from error
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder / 'training.pt'}: does not fit checkpoint.json ({reason})") from error
     state.epoch = about["epoch"]
     state.metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
     return state
 
 
-def _form(optimizer_state: Any) -> Any:
-    """Return what optimizers of one kind have in common in their state dicts: the names, without the values."""
-    if "param_groups" in optimizer_state:
-        return sorted(optimizer_state["param_groups"][0])
-    return {name: _form(part) for name, part in optimizer_state.items()}
+def _nature(state: TrainingState) -> dict[str, Any]:
+    """Return what the state of an optimizer depends on. torch itself would load what fits in number only."""
+    shapes = [list(parameter.shape) for parameter in state.model.parameters()]
+    return {"optimizer": state.settings.optimizer, "averaged": state.average is not None, "shapes": shapes}
 
 
 def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict[str, Any]]:

@@ -44,16 +44,17 @@ class GraphedStep:
         self._inputs = x.clone(), y.clone(), share.clone()
         buffers = [buffer.clone() for buffer in self._model.buffers()]
         random_state = torch.cuda.get_rng_state(x.device)
-        stream = torch.cuda.Stream(x.device)
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_STEPS):  # libraries choose their algorithms and make their workspaces
-                self._step(*self._inputs)
-                self._forget_gradients()
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = self._step(*self._inputs)
+        with torch.cuda.device(x.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUP_STEPS):  # libraries choose their algorithms and make their workspaces
+                    self._step(*self._inputs)
+                    self._forget_gradients()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._outputs = self._step(*self._inputs)
         self._gradients = [parameter.grad for parameter in self._model.parameters()]
         # The rehearsals must leave no trace: neither in batch norm's running statistics nor in dropout.
         with torch.no_grad():

@@ -53,9 +53,8 @@ def resolve_precision(device: torch.device, precision: Precision = "auto") -> Pr
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16"
-        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+        generation = torch.cuda.get_device_capability(device)[0]
+        return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
     # The public torch.cpu.get_capabilities() is newer than the oldest torch that is supported.
     fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return "bf16" if fast else "fp32"

@@ -31,8 +31,8 @@ class Muon(torch.optim.Optimizer):
         self, convolutions: list[nn.Parameter], groups: list[dict[str, Any]], lr: float, weight_decay: float
     ) -> None:
         super().__init__([{"params": convolutions}, *groups], {"lr": lr})
-        # torch's Muon takes matrices only. In channels_last these are copies, which step() keeps equal.
-        self._matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in convolutions]
+        # torch's Muon takes matrices only, which in channels_last are no views of the weights: step() keeps both equal.
+        self._matrices = [nn.Parameter(weight.detach().flatten(1).clone()) for weight in convolutions]
         self._convolutions = convolutions
         self._muon = torch.optim.Muon(
             self._matrices,
@@ -69,6 +69,9 @@ class Muon(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._muon.load_state_dict(state_dict["muon"])
         self._adamw.load_state_dict(state_dict["adamw"])
+        inner = [*self._muon.param_groups, *self._adamw.param_groups]
+        for outer, group in zip(self.param_groups, inner, strict=True):
+            outer["lr"] = group["lr"]
 
 
 def make_optimizer(model: nn.Module, settings: TrialSettings) -> torch.optim.Optimizer:
@@ -87,7 +90,10 @@ def make_optimizer(model: nn.Module, settings: TrialSettings) -> torch.optim.Opt
             return Muon(convolutions, [rest, free], settings.lr, settings.weight_decay)
         case "sgd":
             groups = [{"params": decayed, "weight_decay": settings.weight_decay}, free]
-            return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True, fused=fused)
+            sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True, fused=fused)
+            for parameter in parameters:  # left to torch, it would be uninitialized memory if fp16 skips the first step
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return sgd
         case "adam" | "adamw":
             groups = [{"params": decayed, "weight_decay": settings.weight_decay}, free]
             kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW

@@ -13,8 +13,8 @@ Flip = Literal["random", "alternating"]
 Mixing = Literal["none", "mixup", "cutmix"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
-# The network halves its input three times; images have 32 pixels a side.
-MIN_RESOLUTION, MAX_RESOLUTION = 8, 32
+# Images have 32 pixels a side; the network halves them three times, and is to have more than one position left.
+MIN_RESOLUTION, MAX_RESOLUTION = 12, 32
 
 
 class TrialSettings(BaseModel):
@@ -49,7 +49,7 @@ class TrialSettings(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="decay, a step, of an average of the weights that is used in place of them; 0: none",
+        description="decay a step of an average of the weights that is validated and kept in their place; 0: none",
     )
 
     # Images
@@ -78,7 +78,7 @@ class TrialSettings(BaseModel):
     @classmethod
     def _resolution_is_list(cls, value: str) -> str:
         sizes = value.split(",")
-        if not all(size.isdecimal() and MIN_RESOLUTION <= int(size) <= MAX_RESOLUTION for size in sizes):
+        if not {*sizes} <= {str(size) for size in range(MIN_RESOLUTION, MAX_RESOLUTION + 1)}:
             raise ValueError(
                 f"resolution {value!r}: must be one or more whole numbers from {MIN_RESOLUTION} to {MAX_RESOLUTION} "
                 "with commas between them, as in '16,24,32'"

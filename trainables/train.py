@@ -8,18 +8,18 @@ for metrics, state in train(TrialSettings(width=16, max_epochs=5), train_data, v
 save_checkpoint("my-checkpoint", state)
 """
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from trainables.augment import augment, draw, mix
 from trainables.cuda_graph import GraphedStep
@@ -75,7 +75,7 @@ class TrainingState:
     class_names: tuple[str, ...]
     model: ResNet18
     optimizer: torch.optim.Optimizer
-    ema: AveragedModel | None
+    average: ResNet18 | None
     scaler: torch.amp.GradScaler
     epoch: int = 0
     metrics: EpochMetrics | None = None
@@ -83,7 +83,7 @@ class TrainingState:
     @property
     def network(self) -> ResNet18:
         """The network to validate and to use: the average of the weights where there is one."""
-        return cast(ResNet18, self.ema.module) if self.ema else self.model
+        return self.average or self.model
 
 
 def split_validation(data: ImageData, fraction: float, seed: int) -> tuple[ImageData, ImageData]:
@@ -105,11 +105,9 @@ def make_state(
 ) -> TrainingState:
     """Return the state before the first step of a network, which is moved to the device."""
     model = model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
-    ema = None
-    if settings.ema_decay:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+    average = copy.deepcopy(model) if settings.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(device, settings.precision) == "fp16")
-    return TrainingState(settings, class_names, model, make_optimizer(model, settings), ema, scaler)
+    return TrainingState(settings, class_names, model, make_optimizer(model, settings), average, scaler)
 
 
 def to_input(images: Tensor, resolution: int | None = None) -> Tensor:
@@ -253,6 +251,16 @@ def _make_step(state: TrainingState, device: torch.device) -> Step:
     return GraphedStep(step, state.model, settings.batch_size) if device.type == "cuda" else step
 
 
+def _update_average(average: ResNet18, model: ResNet18, decay: float, step: int) -> None:
+    """Move the average of weights and running statistics towards the model's.
+
+    The decay rises to its value over the first steps, so that the average forgets the random weights it began with.
+    """
+    both = [[*network.parameters(), *network.buffers()] for network in (average, model)]
+    old, new = ([tensor for tensor in tensors if tensor.is_floating_point()] for tensors in both)
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(old, new, step)
+
+
 def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Step) -> tuple[float, float, float]:
     """Train one epoch; return mean loss, accuracy and the last learning rate. Ends early if the loss diverges.
 
@@ -286,8 +294,8 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
         loss, hits = step(resize(x, resolution), y, torch.full((), share, device=device))
         state.scaler.step(optimizer)
         state.scaler.update()
-        if state.ema:
-            state.ema.update_parameters(state.model)
+        if state.average:
+            _update_average(state.average, state.model, settings.ema_decay, state.epoch * steps_per_epoch + i)
         loss_sum += loss * len(y)
         correct += hits
         # On an accelerator this would wait for every step; there the epoch's end is soon enough.
