@@ -5,7 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from trainables.errors import UserError
 from trainables.settings import TrialSettings
+
+
+class ManifestError(UserError):
+    """The trials of a run are not those that this version would train."""
 
 
 def write_atomically(file: Path, text: str) -> None:
@@ -22,5 +29,18 @@ def write_manifest(run: Path, trials: Sequence[TrialSettings]) -> None:
 
 
 def read_manifest(run: Path) -> list[TrialSettings]:
-    """Return the trials of ``RUN/trials.json``; none for a search that chooses as it goes."""
-    return [TrialSettings(**entry["settings"]) for entry in json.loads((run / "trials.json").read_text())]
+    """Return the trials of ``RUN/trials.json``; none for a search that chooses as it goes.
+
+    Raises:
+        ManifestError: if they were written by a version of this project that trained other things under these settings.
+    """
+    trials = []
+    for entry in json.loads((run / "trials.json").read_text()):
+        try:
+            trial = TrialSettings(**entry["settings"])
+        except ValidationError as error:
+            raise ManifestError(f"{run}: was begun by another version of this project, go on with that one") from error
+        if trial.key() != entry["trial_id"]:
+            raise ManifestError(f"{run}: was begun by another version of this project, go on with that one")
+        trials.append(trial)
+    return trials

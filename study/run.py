@@ -86,7 +86,9 @@ def run_study(
         run.mkdir(parents=True)
         write_manifest(run, trials)
         write_atomically(run / "study.yaml", yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120))
-        return _attempt(settings, run, data, resources, show)
+        images = _share(settings, data)
+        del data  # the object store has it now: one copy
+        return _attempt(settings, run, images, resources, show)
 
 
 def resume_study(run: Path, *, address: str = "local", show: bool = True) -> bool:
@@ -106,11 +108,14 @@ def resume_study(run: Path, *, address: str = "local", show: bool = True) -> boo
     now, then = _describe_data(settings, data)["fingerprint"], study["data"]["fingerprint"]
     if now != then:
         raise StudyError(f"{run}: began with other images (fingerprint {then}, now {now}); restore them to go on")
-    left = int((~trials["status"].isin(ENDED)).sum())
-    if not left:
+    if trials["status"].isin(ENDED).all():
         return True
     with _ray(address):
-        return _attempt(settings, run, data, _resources(settings, address, left), show)
+        # Of all trials, not of those that are left: sums, and so results, depend on the threads of a trial.
+        resources = _resources(settings, address, len(trials))
+        images = _share(settings, data)
+        del data
+        return _attempt(settings, run, images, resources, show)
 
 
 def _load(settings: StudySettings, address: str) -> ImageData:
@@ -132,6 +137,12 @@ def _describe_data(settings: StudySettings, data: ImageData) -> dict[str, Any]:
         "superclasses": list(data.superclasses),
         "has_masks": data.masks is not None,
     }
+
+
+def _share(settings: StudySettings, data: ImageData) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+    """Put the training and the validation images where all workers of a node read the same copy."""
+    train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
+    return ray.put(train_data), ray.put(val_data)
 
 
 @dataclass(frozen=True)
@@ -247,7 +258,13 @@ class _FolderNames:
         return name
 
 
-def _attempt(settings: StudySettings, run: Path, data: ImageData, resources: _Resources, show: bool) -> bool:
+def _attempt(
+    settings: StudySettings,
+    run: Path,
+    images: tuple[ray.ObjectRef, ray.ObjectRef],
+    resources: _Resources,
+    show: bool,
+) -> bool:
     trials = load_trials(run)
     known = trials[~trials["trial_id"].str.startswith("pending-")]
     ended = known[known["status"].isin(ENDED)]
@@ -268,15 +285,13 @@ def _attempt(settings: StudySettings, run: Path, data: ImageData, resources: _Re
         if recorded:
             checkpoints[trial_id] = str(recorded[max(recorded)])
 
-    train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trainable = tune.with_parameters(
         run_trial,
         fixed=fixed,
-        train_data=train_data,
-        val_data=val_data,
+        images=images,
         device=settings.device,
         num_threads=resources.cpus,
         checkpoints=checkpoints,

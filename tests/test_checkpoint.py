@@ -415,3 +415,22 @@ def test_code_in_a_checkpoint_does_not_run(name, packed, folder, tmp_path):
     if packed == "bare pickle":
         pickle.loads(file.read_bytes())
         assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("file", ["weights.pt", "training.pt", "checkpoint.json"])
+def test_files_of_two_epochs_are_not_taken_for_one(file, tmp_path):
+    """As after a crash between two of the files of a folder that is written again."""
+    folders = tmp_path / "one", tmp_path / "two"
+    for epoch, state in train(SETTINGS, two_classes(32), two_classes(32), device="cpu"):
+        save_checkpoint(folders[epoch.epoch - 1], state)
+        if epoch.epoch == 2:
+            break
+    shutil.copy(folders[1] / "training.pt", folders[0])
+    if file != "training.pt":  # written in this order
+        shutil.copy(folders[1] / "weights.pt", folders[0])
+    if file == "checkpoint.json":
+        shutil.copy(folders[1] / file, folders[0])
+        assert load_checkpoint(folders[0], "cpu").epoch == 2
+    else:
+        with pytest.raises(CheckpointError, match="of another epoch"):
+            load_checkpoint(folders[0], "cpu")

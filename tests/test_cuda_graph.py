@@ -241,7 +241,6 @@ def _quiet_synchronization() -> Iterator[None]:
         {"optimizer": "muon"},
         {"precision": "fp16"},
         {"ema_decay": 0.9},
-        {"precision": "fp16", "optimizer": "muon"},
     ],
     ids=lambda changes: ", ".join(map(str, changes.values())),
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainables import ResNet18, TrialSettings
-from trainables.optim import Muon, lr_at, make_optimizer
+from trainables.optim import NEWTON_SCHULZ_STEPS, Muon, lr_at, make_optimizer
 
 KINDS = ("sgd", "adam", "adamw", "muon")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -265,7 +265,8 @@ def test_muon_moves_along_the_orthogonalized_momentum(out, into, kernel, layout)
 def test_muon_of_convolutions_is_that_of_torch_on_matrices():
     model, plain = network("channels_last"), network()
     matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in plain.parameters() if p.ndim == 4]
-    reference = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    scale = {"adjust_lr_fn": "match_rms_adamw", "ns_steps": NEWTON_SCHULZ_STEPS}
+    reference = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, **scale)
     optimizer = make_optimizer(model, settings_of("muon"))
     for step in range(4):
         give_gradients(model, step)

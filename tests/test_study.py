@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 import yaml
 
@@ -19,7 +20,7 @@ from study.space import list_trials
 from trainables import (
     DataError,
     DeviceError,
-    ImageData,
+    UserError,
     load_checkpoint,
     load_data,
     split_validation,
@@ -103,17 +104,17 @@ def test_a_node_holds_one_copy_of_the_images(
     """In every worker the tensors that are trained on lie in the object store's shared memory."""
     import study.run as module
 
-    def look(config: dict[str, Any], *, train_data: ImageData, val_data: ImageData, **arguments: Any) -> None:
+    def look(config: dict[str, Any], *, images: tuple[ray.ObjectRef, ray.ObjectRef], **arguments: Any) -> None:
         ranges = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
         found = []
-        for data in (train_data, val_data):
+        for data in ray.get(list(images)):
             address = to_tensors(data, torch.device("cpu"))[0].data_ptr()
             for fields in ranges:
                 start, stop = (int(part, 16) for part in fields[0].split("-"))
                 if start <= address < stop:
                     found.append(" ".join(fields[5:]))
         (tmp_path / f"{os.getpid()}-{config['trial']['lr']}.json").write_text(json.dumps(found))
-        original(config, train_data=train_data, val_data=val_data, **arguments)
+        original(config, images=images, **arguments)
 
     original = module.run_trial
     monkeypatch.setattr(module, "run_trial", look)
@@ -194,17 +195,18 @@ def _interrupt(run: Path, keep: int, epochs: dict[str, int]) -> None:
                 shutil.rmtree(checkpoint)
 
 
-def test_an_interrupted_study_goes_on_to_the_undisturbed_result(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    overrides = [*tiny, "early_stopping=none", "fixed.precision=fp32"]
+@pytest.mark.parametrize("ended", [1, 3])
+def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
+    tiny: tuple[str, ...], tmp_path: Path, ended: int
+) -> None:
+    """Also if one trial is left, which could have all the threads now: sums would come out otherwise."""
+    overrides = [*tiny, "early_stopping=none", "fixed.precision=fp32", "cpus_per_trial=null"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     settings = load_settings("demo", overrides)
     assert run_study(settings, whole, show=False)
     assert run_study(settings, broken, show=False)
-    ids = list(load_trials(whole)["trial_id"])
-    # One trial ended, one has its last epoch before it, two have not begun.
-    _interrupt(broken, 1, {ids[1]: 0})
-    statuses = load_trials(broken).set_index("trial_id")["status"]
-    assert list(statuses) == ["completed", "pending", "pending", "pending"]
+    _interrupt(broken, ended, {})
+    assert list(load_trials(broken)["status"]) == ["completed"] * ended + ["pending"] * (4 - ended)
     assert resume_study(broken, show=False)
     drop = ["train_seconds", "images_per_second", "checkpoint"]
     pd.testing.assert_frame_equal(load_trials(whole).drop(columns=drop), load_trials(broken).drop(columns=drop))
@@ -218,6 +220,21 @@ def test_other_images_are_refused_on_resume(finished_run: Path, tmp_path: Path) 
     study["data"]["fingerprint"] = "0" * 16
     (copy / "study.yaml").write_text(yaml.safe_dump(study))
     with pytest.raises(StudyError, match="began with other images"):
+        resume_study(copy, show=False)
+
+
+@pytest.mark.parametrize("change", [{"trial_id": "0" * 8}, {"settings": {"learning_rate": 0.1}}])
+def test_a_run_of_another_version_is_refused_on_resume(
+    finished_run: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Its trials would be trained again under other ids."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    _interrupt(copy, 3, {})
+    trials = json.loads((copy / "trials.json").read_text())
+    trials[3] |= change
+    (copy / "trials.json").write_text(json.dumps(trials))
+    with pytest.raises(UserError, match="was begun by another version of this project"):
         resume_study(copy, show=False)
 
 

@@ -17,6 +17,7 @@ from trainables import (
     ImageData,
     OutOfMemoryError,
     ResNet18,
+    SettingsMismatchError,
     TrainingState,
     TrialSettings,
     UserError,
@@ -162,7 +163,7 @@ def test_first_step_is_that_of_plain_pytorch():
         gradient = before.grad + (settings.weight_decay * before if before.ndim >= 2 else 0)
         # Nesterov's first step from rest: the velocity is the gradient, and it is looked ahead along once more.
         step = -settings.lr * 1.9 * gradient
-        assert (after - before - step).norm() < 0.02 * step.norm()
+        assert (after - before - step).norm() < 0.05 * step.norm()  # the images stand in another order
 
 
 def test_reported_learning_rate_is_that_of_the_last_step():
@@ -426,7 +427,8 @@ def test_every_batch_is_mixed_anew(mixing, monkeypatch):
 
     monkeypatch.setattr(MODULE, "mix", recorded)
     run(TrialSettings(**TINY, mixing=mixing))
-    assert len(set(shares)) == len(shares) == 16
+    assert len(shares) == 16
+    assert len(set(shares)) > 12  # pasted areas are whole pixels, so two may be equal
 
 
 def test_validation_knows_neither_smoothing_nor_mixing_nor_augmentation():
@@ -591,12 +593,22 @@ def test_validation_that_is_not_finite_ends_the_trial():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_memory_that_does_not_suffice_is_told_in_one_sentence(training, monkeypatch):
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation."),
+        RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=["torch's own", "CUDA", "cuBLAS", "CPU"],
+)
+def test_memory_that_does_not_suffice_is_told_in_one_sentence(raised, training, monkeypatch):
     real = ResNet18.forward
 
     def forward(self: ResNet18, x: Tensor) -> Tensor:
         if self.training == training:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+            raise raised
         return real(self, x)
 
     monkeypatch.setattr(ResNet18, "forward", forward)
@@ -607,7 +619,41 @@ def test_memory_that_does_not_suffice_is_told_in_one_sentence(training, monkeypa
     assert message.isprintable()
     assert not re.search(r"[.!?]\s", message)
     assert isinstance(error.value, UserError)
-    assert isinstance(error.value.__cause__, torch.OutOfMemoryError)
+    assert error.value.__cause__ is raised
+
+
+def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def forward(self: ResNet18, x: Tensor) -> Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(ResNet18, "forward", forward)
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as error:
+        next(train(TrialSettings(**TINY), TRAIN, VAL, device="cpu"))
+    assert not isinstance(error.value, UserError)
+
+
+def test_state_of_other_classes_is_refused():
+    _, state = next(train(TrialSettings(**TINY), TRAIN, VAL, device="cpu"))
+    renamed = dataclasses.replace(TRAIN, class_names=("light", "dark"))
+    with pytest.raises(SettingsMismatchError, match="trained on other classes"):
+        next(train(TrialSettings(**TINY), renamed, VAL, device="cpu", state=state))
+
+
+def test_state_on_another_device_is_refused():
+    settings = TrialSettings(**TINY)
+    state = new_state(settings, TRAIN, torch.device("meta"))
+    with pytest.raises(SettingsMismatchError, match="is not on cpu; load it there"):
+        next(train(settings, TRAIN, VAL, device="cpu", state=state))
+
+
+def test_logits_are_not_rounded_to_half_precision():
+    """In bf16 the two best of 100 classes are often equal, and the accuracy depends on the order of the classes."""
+    torch.manual_seed(0)
+    model = ResNet18(100, 4).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.rand(64, 3, 32, 32))
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9
 
 
 # ---- Going on, and doing it again

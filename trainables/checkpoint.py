@@ -39,7 +39,7 @@ def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
     training = {"of": _nature(state), "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
     if state.average:
         training["model"] = state.model.state_dict()
-    for name, content in (("weights.pt", state.network.state_dict()), ("training.pt", training)):
+    for name, content in (("training.pt", training), ("weights.pt", state.network.state_dict())):
         torch.save(content, folder / f".{name}")
         os.replace(folder / f".{name}", folder / name)
     about = {
@@ -64,11 +64,12 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
     about = _read_about(folder)
     settings: TrialSettings = about["settings"]
     where = resolve_device(device)
-    state = make_state(settings, about["class_names"], _load_network(folder, about, device), where)
-    saved = _load_tensors(folder / "training.pt", device)
+    state = make_state(settings, about["class_names"], _load_network(folder, about), where)
+    state.epoch = about["epoch"]
+    saved = _load_tensors(folder / "training.pt")
     try:
         if saved["of"] != _nature(state):
-            raise ValueError("it is of another network or optimizer")
+            raise ValueError("it is of another epoch, network or optimizer")
         if state.average:
             state.model.load_state_dict(saved["model"])
         state.optimizer.load_state_dict(saved["optimizer"])
@@ -77,15 +78,15 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder / 'training.pt'}: does not fit checkpoint.json ({reason})") from error
-    state.epoch = about["epoch"]
     state.metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
     return state
 
 
 def _nature(state: TrainingState) -> dict[str, Any]:
-    """Return what the state of an optimizer depends on. torch itself would load what fits in number only."""
+    """Return what the state of an optimizer belongs to. torch itself would load what fits in number only."""
     shapes = [list(parameter.shape) for parameter in state.model.parameters()]
-    return {"optimizer": state.settings.optimizer, "averaged": state.average is not None, "shapes": shapes}
+    averaged = state.average is not None
+    return {"epoch": state.epoch, "optimizer": state.settings.optimizer, "averaged": averaged, "shapes": shapes}
 
 
 def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict[str, Any]]:
@@ -101,7 +102,7 @@ def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict
     """
     about = _read_about(Path(folder))
     where = resolve_device(device)
-    model = _load_network(Path(folder), about, device)
+    model = _load_network(Path(folder), about)
     return model.to(where, memory_format=memory_format(where)).eval(), about  # type: ignore[call-overload]
 
 
@@ -132,20 +133,19 @@ def _read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _load_tensors(file: Path, device: str) -> Any:
-    where = resolve_device(device)
+def _load_tensors(file: Path) -> Any:
     try:
-        return torch.load(file, map_location=where, weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes zip, pickle and torch raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise CheckpointError(f"{file}: truncated or not a checkpoint ({reason})") from error
 
 
-def _load_network(folder: Path, about: dict[str, Any], device: str) -> ResNet18:
+def _load_network(folder: Path, about: dict[str, Any]) -> ResNet18:
     settings: TrialSettings = about["settings"]
     model = ResNet18(len(about["class_names"]), settings.width, settings.dropout)
     try:
-        model.load_state_dict(_load_tensors(folder / "weights.pt", device))
+        model.load_state_dict(_load_tensors(folder / "weights.pt"))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / 'weights.pt'}: of another network than checkpoint.json describes "

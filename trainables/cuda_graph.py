@@ -1,11 +1,22 @@
 """A training step replayed as a CUDA graph: the host issues one call where it would issue hundreds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 WARMUP_STEPS = 3  # as PyTorch's notes on CUDA semantics have it
+
+
+@dataclass(frozen=True)
+class _Capture:
+    """A graph, what it reads, and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, Tensor, Tensor]
+    outputs: tuple[Tensor, Tensor]
+    gradients: list[Tensor | None]
 
 
 class GraphedStep:
@@ -24,24 +35,26 @@ class GraphedStep:
         self, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], model: nn.Module, batch_size: int
     ) -> None:
         self._step, self._model, self._batch_size = step, model, batch_size
-        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._captured: _Capture | None = None
 
     def __call__(self, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Do as ``step`` does; the results are overwritten by the next call."""
         if len(y) != self._batch_size:
             return self._step(x, y, share)
-        if self._inputs is None or self._inputs[0].shape != x.shape:
-            self._capture(x, y, share)
-        assert self._inputs is not None
-        for held, given in zip(self._inputs, (x, y, share), strict=True):
+        captured = self._captured
+        if captured is None or captured.inputs[0].shape != x.shape:
+            captured = self._captured = None  # gives its memory back before more is taken
+            captured = self._captured = self._capture(x, y, share)
+        for held, given in zip(captured.inputs, (x, y, share), strict=True):
             held.copy_(given)
-        self._graph.replay()
+        captured.graph.replay()
         # Replaying writes into the gradients of the capture; the optimizer is to find those.
-        for parameter, gradient in zip(self._model.parameters(), self._gradients, strict=True):
+        for parameter, gradient in zip(self._model.parameters(), captured.gradients, strict=True):
             parameter.grad = gradient
-        return self._outputs
+        return captured.outputs
 
-    def _capture(self, x: Tensor, y: Tensor, share: Tensor) -> None:
-        self._inputs = x.clone(), y.clone(), share.clone()
+    def _capture(self, x: Tensor, y: Tensor, share: Tensor) -> _Capture:
+        inputs = x.clone(), y.clone(), share.clone()
         buffers = [buffer.clone() for buffer in self._model.buffers()]
         random_state = torch.cuda.get_rng_state(x.device)
         with torch.cuda.device(x.device):
@@ -49,19 +62,16 @@ class GraphedStep:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARMUP_STEPS):  # libraries choose their algorithms and make their workspaces
-                    self._step(*self._inputs)
-                    self._forget_gradients()
+                    self._step(*inputs)
+                    self._model.zero_grad(set_to_none=True)
             torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
-                self._outputs = self._step(*self._inputs)
-        self._gradients = [parameter.grad for parameter in self._model.parameters()]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                outputs = self._step(*inputs)
+        gradients = [parameter.grad for parameter in self._model.parameters()]
         # The rehearsals must leave no trace: neither in batch norm's running statistics nor in dropout.
         with torch.no_grad():
             for buffer, before in zip(self._model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
         torch.cuda.set_rng_state(random_state, x.device)
-
-    def _forget_gradients(self) -> None:
-        for parameter in self._model.parameters():
-            parameter.grad = None
+        return _Capture(graph, inputs, outputs, gradients)

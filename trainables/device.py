@@ -72,6 +72,12 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch means that memory did not suffice: not all of them are of one class."""
+    texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
 def describe_machine() -> dict[str, Any]:
     """Return what figures measured here should stand with: ``system``, ``processor``, ``cores`` and ``gpus``."""
     processor = platform.processor() or platform.machine()

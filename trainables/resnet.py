@@ -100,5 +100,8 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) of images (N, 3, H, W) with pixels in [0, 1]."""
-        logits: Tensor = self.head(self.dropout(self.features(x).mean(dim=(2, 3))))
+        pooled = self.dropout(self.features(x).mean(dim=(2, 3)))
+        # Rounded to the 8 bits of bf16, the largest logits would often be equal, and the first class of them would win.
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
         return logits

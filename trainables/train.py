@@ -24,7 +24,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from trainables.augment import augment, draw, mix
 from trainables.cuda_graph import GraphedStep
 from trainables.data import ImageData, stratified_split
-from trainables.device import OutOfMemoryError, autocast, memory_format, resolve_device, resolve_precision
+from trainables.device import (
+    OutOfMemoryError,
+    autocast,
+    is_out_of_memory,
+    memory_format,
+    resolve_device,
+    resolve_precision,
+)
 from trainables.errors import UserError
 from trainables.optim import lr_at, make_optimizer
 from trainables.resnet import ResNet18
@@ -192,11 +199,15 @@ def train(
     Raises:
         DeviceError: if the machine does not have the device.
         OutOfMemoryError: if the device's memory does not suffice.
-        SettingsMismatchError: if the state belongs to other settings.
+        SettingsMismatchError: if the state belongs to other settings, classes or another device.
     """
     target = resolve_device(device)
     if state and state.settings != settings:
         raise SettingsMismatchError("the state to go on from was trained with other settings; give it its own")
+    if state and state.class_names != train_data.class_names:
+        raise SettingsMismatchError("the state to go on from was trained on other classes; give it its own images")
+    if state and next(state.model.parameters()).device.type != target.type:
+        raise SettingsMismatchError(f"the state to go on from is not on {target}; load it there")
     try:
         state = state or new_state(settings, train_data, target)
         images, labels = to_tensors(train_data, target)
@@ -226,7 +237,9 @@ def train(
                 diverged=diverged,
             )
             yield state.metrics, state
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemoryError(
             f"{target} ran out of memory at batch_size {settings.batch_size}, width {settings.width}: "
             "lower batch_size, or pack fewer trials onto a GPU (gpus_per_trial)"
@@ -267,10 +280,10 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
     On an accelerator the host never waits for it before the epoch's end.
     """
     settings, optimizer, device = state.settings, state.optimizer, images.device
-    # One stream for each (seed, epoch); 63 bits because torch takes signed 64-bit seeds.
-    epoch_seed = int(np.random.SeedSequence([settings.seed, state.epoch]).generate_state(1, np.uint64)[0] >> 1)
-    torch.manual_seed(epoch_seed)  # dropout
-    generator = torch.Generator().manual_seed(epoch_seed)
+    # Two streams for each (seed, epoch); 63 bits because torch takes signed 64-bit seeds.
+    seeds = np.random.SeedSequence([settings.seed, state.epoch]).generate_state(2, np.uint64) >> 1
+    torch.manual_seed(int(seeds[0]))  # dropout
+    generator = torch.Generator().manual_seed(int(seeds[1]))
     order = torch.randperm(len(labels), generator=generator)
     draws = draw(order, images.shape[1], state.epoch + 1, settings, generator).to(device)
     order = order.to(device)

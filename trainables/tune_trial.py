@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
 from trainables.checkpoint import load_checkpoint, save_checkpoint
-from trainables.data import ImageData
 from trainables.device import resolve_device
 from trainables.settings import TrialSettings
 from trainables.train import train
@@ -22,8 +22,7 @@ def run_trial(
     config: dict[str, Any],
     *,
     fixed: dict[str, Any],
-    train_data: ImageData,
-    val_data: ImageData,
+    images: tuple[ray.ObjectRef, ray.ObjectRef],
     device: str,
     num_threads: int,
     checkpoints: dict[str, str],
@@ -36,8 +35,7 @@ def run_trial(
     Args:
         config: ``{"trial": hyperparameters}`` as the search gives them.
         fixed: the hyperparameters that do not vary.
-        train_data: images to train on.
-        val_data: images to validate on.
+        images: in Ray's object store, the :class:`ImageData` to train and to validate on; read in place.
         device: see :func:`trainables.device.resolve_device`.
         num_threads: CPU threads of the trial.
         checkpoints: for trials begun by an earlier attempt, the folder to go on from, by trial id.
@@ -46,6 +44,7 @@ def run_trial(
     settings = TrialSettings(**{**fixed, **config["trial"]})
     recovered = tune.get_checkpoint()
     begun = Path(tune.get_context().get_trial_dir()).name
+    train_data, val_data = ray.get(list(images))
     state = None
     if recovered is not None:
         with recovered.as_directory() as folder:
