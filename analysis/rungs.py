@@ -16,7 +16,8 @@ def learning_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     curves = epochs[epochs["trial_id"].isin(ended)].pivot_table(
         index="trial_id", columns="epoch", values="val_accuracy", dropna=False, observed=True
     )
-    return curves.reindex(columns=range(1, int(curves.columns.max()) + 1)).fillna(0.0)
+    last = 0 if curves.empty else int(curves.columns.max())
+    return curves.reindex(columns=range(1, last + 1)).fillna(0.0)
 
 
 def rungs(max_epochs: int, grace_period: int = 1, reduction_factor: float = 3) -> list[int]:
@@ -26,24 +27,41 @@ def rungs(max_epochs: int, grace_period: int = 1, reduction_factor: float = 3) -
     return [mark for mark in marks if mark < max_epochs]
 
 
-def rung_correlations(curves: pd.DataFrame, marks: list[int]) -> pd.DataFrame:
+def rung_correlations(curves: pd.DataFrame, marks: list[int], resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Return how well each rung ranks the trials as their last epoch does.
 
     Args:
         curves: see :func:`learning_curves`.
         marks: epochs of the rungs.
+        resamples: bootstrap samples of the trials, for the intervals.
+        seed: their seed.
 
     Returns:
-        One row a rung: ``rung``, ``spearman`` (rank correlation with the last epoch, ties averaged) and
-        ``spearman_top`` (of the better half of the trials in the end).
+        One row a rung: ``rung``, ``spearman_top`` (rank correlation with the last epoch, ties averaged, of the better
+        half of the trials in the end: hopeless ones are easily told) and ``spearman`` (of all trials), each with the
+        ends of its 95 % percentile interval, ``..._low`` and ``..._high``.
     """
     final = curves.iloc[:, -1]
-    top = final >= final.median()
+    top = curves[final >= final.median()]
+    rng = np.random.default_rng(seed)
     rows = []
     for mark in marks:
-        both = (curves[mark].rank().corr(final.rank()), curves[mark][top].rank().corr(final[top].rank()))
-        rows.append({"rung": mark, "spearman": both[0], "spearman_top": both[1]})
+        row: dict[str, float] = {"rung": mark}
+        for name, part in (("spearman_top", top), ("spearman", curves)):
+            pairs = part[[mark, part.columns[-1]]].to_numpy()
+            drawn = [_spearman(pairs[rng.integers(len(pairs), size=len(pairs))]) for _ in range(resamples)]
+            low, high = np.nanquantile(drawn, [0.025, 0.975])
+            row |= {name: _spearman(pairs), f"{name}_low": float(low), f"{name}_high": float(high)}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _spearman(pairs: NDArray[np.float64]) -> float:
+    """Return the rank correlation of two columns; NaN if one of them is constant."""
+    ranks = pd.DataFrame(pairs).rank().to_numpy()
+    if (np.ptp(ranks, axis=0) == 0).any():
+        return math.nan
+    return float(np.corrcoef(ranks.T)[0, 1])
 
 
 def replay_asha(values: NDArray[np.float64], marks: list[int], reduction_factor: float = 3) -> NDArray[np.int64]:
@@ -83,10 +101,10 @@ def early_stopping_loss(
         seed: their seed.
 
     Returns:
-        Two rows: ``method`` (ASHA, and the control that trains all for one epoch and the best K of them to the end,
-        with K the largest for which it takes no more epochs), ``epochs`` (mean, all trials together), ``loss`` (final
-        accuracy of the best trial less that of the best one picked; mean) and ``found`` (share of orders in which the
-        best was picked).
+        Two rows: ``method`` (ASHA, with trials coming one after the other; and the control that trains all for one
+        epoch and the best K of them to the end, K such that it takes as many epochs, and between whole numbers the
+        mixture of the two), ``epochs`` (mean, all trials together), ``loss`` (final accuracy of the best trial less
+        that of the best one picked; mean) and ``found`` (share of orders in which the best was picked).
     """
     values = curves.to_numpy()
     final, length = values[:, -1], values.shape[1]
@@ -97,22 +115,17 @@ def early_stopping_loss(
         ran = replay_asha(values[order], marks, reduction_factor)
         losses.append(final.max() - final[order][ran == length].max())
         epochs.append(ran.sum())
-    k = int(min(max((np.mean(epochs) - len(values)) // (length - 1), 1), len(values)))
-    kept = np.argsort(-values[:, 0], kind="stable")[:k]
-    control = final.max() - final[kept].max()
-    return pd.DataFrame(
-        [
-            {
-                "method": "ASHA",
-                "epochs": float(np.mean(epochs)),
-                "loss": float(np.mean(losses)),
-                "found": float(np.mean(np.array(losses) == 0)),
-            },
-            {
-                "method": f"one epoch each, best {k} to the end",
-                "epochs": float(len(values) + k * (length - 1)),
-                "loss": float(control),
-                "found": float(control == 0),
-            },
-        ]
-    )
+    k = float(np.clip((np.mean(epochs) - len(values)) / (length - 1), 1, len(values)))
+    ranked = final[np.argsort(-values[:, 0], kind="stable")]
+    below, above = (final.max() - ranked[: int(count)].max() for count in (np.floor(k), np.ceil(k)))
+    share = k - np.floor(k)
+    rows = [
+        ("ASHA", np.mean(epochs), np.mean(losses), np.mean(np.array(losses) == 0)),
+        (
+            f"one epoch each, best {k:.1f} to the end",
+            len(values) + k * (length - 1),
+            (1 - share) * below + share * above,
+            (1 - share) * (below == 0) + share * (above == 0),
+        ),
+    ]
+    return pd.DataFrame(rows, columns=["method", "epochs", "loss", "found"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from trainables.data import DatasetName
 from trainables.errors import UserError
@@ -84,12 +84,13 @@ class StudySettings(BaseModel):
 
     @field_validator("space", "fixed", mode="before")
     @classmethod
-    def _text_stays_text(cls, values: Any) -> Any:
-        """Take ``resolution: 32``, which YAML reads as a number, for the text that it is."""
-        if not isinstance(values, dict):
+    def _text_stays_text(cls, values: Any, info: ValidationInfo) -> Any:
+        """Take ``resolution: 32`` and ``resolution: [16, 24, 32]``, as YAML reads them, for the text that they are."""
+        if not isinstance(values, dict) or "resolution" not in values:
             return values
-        texts = {name for name, field in TrialSettings.model_fields.items() if field.annotation is str}
-        return {name: _as_text(value) if name in texts else value for name, value in values.items()}
+        value = values["resolution"]
+        several = info.field_name == "space" and isinstance(value, list)
+        return values | {"resolution": [_as_text(item) for item in value] if several else _as_text(value)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySettings":
@@ -109,6 +110,10 @@ class StudySettings(BaseModel):
             self._check_space(name, values)
         if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and not self.gpus_per_trial.is_integer():
             raise ValueError(f"gpus_per_trial: {self.gpus_per_trial} should be at most 1 or a whole number")
+        if self.device in ("cpu", "mps") and self.gpus_per_trial:
+            raise ValueError(f"gpus_per_trial is {self.gpus_per_trial:g}, but device is {self.device}; leave one out")
+        if self.device == "cuda" and self.gpus_per_trial == 0:
+            raise ValueError("device is cuda, but gpus_per_trial is 0; give a share above 0 or leave it out")
         if self.grace_period > self.max_epochs:
             raise ValueError(f"grace_period ({self.grace_period}) must not exceed max_epochs ({self.max_epochs})")
         if self.search != "grid" and self.num_trials is None:
@@ -154,7 +159,7 @@ class StudySettings(BaseModel):
 
 def _as_text(value: Any) -> Any:
     if isinstance(value, list):
-        return [_as_text(item) for item in value]
+        return ",".join(str(item) for item in value)
     return str(value) if type(value) is int else value
 
 

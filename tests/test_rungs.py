@@ -72,7 +72,7 @@ def test_early_stopping_costs_nothing_where_rungs_rank_as_the_end_does():
     asha, control = early_stopping_loss(curves, [1], 3, orders=50).to_dict("records")
     assert (asha["loss"], asha["found"], control["loss"], control["found"]) == (0, 1, 0, 1)
     assert 9 + 3 <= asha["epochs"] <= 36
-    assert control["epochs"] <= asha["epochs"]
+    assert control["epochs"] == pytest.approx(asha["epochs"])
 
 
 def test_early_stopping_costs_what_the_late_bloomer_would_have_won():
@@ -82,8 +82,42 @@ def test_early_stopping_costs_what_the_late_bloomer_would_have_won():
     assert asha["found"] == pytest.approx(1 / 4, abs=0.05)
     # Otherwise 0.7 always wins: it is the best of those before it.
     assert asha["loss"] == pytest.approx(0.75 * 0.2, abs=0.01)
+    # As many epochs as ASHA are 4 + K with K = 3 x 2/3 ...: never enough for the fourth, which is last at epoch 1.
     assert control["loss"] == pytest.approx(0.2)
     assert control["found"] == 0
+
+
+def test_control_lies_between_whole_numbers_of_trials():
+    # ASHA, at a median, trains 3 of 4 in this one order; the control has 4 + K epochs.
+    curves = frame([[0.4, 0.4], [0.3, 0.9], [0.5, 0.5], [0.6, 0.6]])
+    asha, control = early_stopping_loss(curves, [1], 2, orders=3000).to_dict("records")
+    k = asha["epochs"] - 4
+    assert 2 < k < 3
+    assert control["epochs"] == pytest.approx(asha["epochs"])
+    assert control["loss"] == pytest.approx(0.3)  # the best three at epoch 1 are without the winner
+    top = early_stopping_loss(frame([[0.6, 0.6], [0.5, 0.5], [0.4, 0.9], [0.3, 0.3]]), [1], 2, orders=3000)
+    asha, control = top.to_dict("records")
+    k = asha["epochs"] - 4
+    assert control["found"] == pytest.approx(k - 2)  # in with three, out with two
+    assert control["loss"] == pytest.approx(0.3 * (3 - k))
+
+
+def test_intervals_hold_the_correlation_and_narrow_with_more_trials():
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (20, 200):
+        quality = rng.random(n)
+        noisy = quality[:, None] + np.array([0.3, 0.0]) * rng.normal(size=(n, 2))
+        row = rung_correlations(frame(noisy.tolist()), [1], resamples=300).iloc[0]
+        assert row["spearman_low"] < row["spearman"] < row["spearman_high"]
+        widths.append(row["spearman_high"] - row["spearman_low"])
+    assert widths[1] < widths[0] / 2
+
+
+def test_curves_of_a_run_without_results_are_empty():
+    trials = pd.DataFrame({"trial_id": ["a"], "status": ["pending"]})
+    epochs = pd.DataFrame({"trial_id": [], "epoch": [], "val_accuracy": []})
+    assert learning_curves(trials, epochs).empty
 
 
 def test_curves_of_a_run_hold_the_trials_trained_to_the_end(finished_run: Path):

@@ -526,6 +526,24 @@ def test_a_resolution_may_be_written_as_a_number():
     assert settings.space["resolution"] == ["32", "16", "16,24,32"]
 
 
+def test_several_resolutions_may_be_written_as_a_list():
+    assert load_settings("cifar100", ["fixed.resolution=[16,24,32]"]).fixed["resolution"] == "16,24,32"
+    settings = load_settings("cifar100", ["space.resolution=[32,[16,24,32]]"])
+    assert settings.space["resolution"] == ["32", "16,24,32"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["device=cpu", "gpus_per_trial=0.5"], "gpus_per_trial is 0.5, but device is cpu"),
+        (["device=cuda", "gpus_per_trial=0"], "device is cuda, but gpus_per_trial is 0"),
+    ],
+)
+def test_device_and_gpus_do_not_contradict_each_other(overrides, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings("cifar100", overrides)
+
+
 @pytest.mark.parametrize("value", ["40", "11", "'032'", "16,99", "16;24", "'16,'", "''"])
 def test_a_wrong_resolution_says_what_is_allowed(value):
     with pytest.raises(SettingsError, match=r"fixed\.resolution: .*whole numbers from 12 to 32"):

@@ -59,7 +59,7 @@ class TrialSettings(BaseModel):
     )
     augmentation: Augmentation = Field("flip+crop", description="flip: horizontal; crop: random, padding 4")
     flip: Flip = Field("random", description="random: with probability 1/2; alternating: every second epoch")
-    cutout: int = Field(0, ge=0, le=32, description="side in pixels of a square that is blackened; 0: none")
+    cutout: int = Field(0, ge=0, le=32, description="side of a square that is blackened, in pixels of 32; 0: none")
     mixing: Mixing = Field("none", description="images and labels of pairs, blended (mixup) or pasted (cutmix)")
     normalize: bool = Field(True, description="standardize channels with the mean and std of the training images")
 
@@ -71,7 +71,9 @@ class TrialSettings(BaseModel):
     width: int = Field(64, ge=1, le=1024, description="channels of the first ResNet-18 stage; 64 is the published one")
 
     # Arithmetic and chance
-    precision: Precision = Field("auto", description="auto is bf16 autocast where the hardware multiplies bf16")
+    precision: Precision = Field(
+        "auto", description="auto: bf16 autocast where the hardware multiplies it, fp16 on older CUDA, else fp32"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="initialization, order of images, augmentation, dropout")
 
     @field_validator("resolution")
