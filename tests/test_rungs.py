@@ -82,7 +82,7 @@ def test_early_stopping_costs_what_the_late_bloomer_would_have_won():
     assert asha["found"] == pytest.approx(1 / 4, abs=0.05)
     # Otherwise 0.7 always wins: it is the best of those before it.
     assert asha["loss"] == pytest.approx(0.75 * 0.2, abs=0.01)
-    # As many epochs as ASHA are 4 + K with K = 3 x 2/3 ...: never enough for the fourth, which is last at epoch 1.
+    # Three at most are trained to the end for as many epochs; the fourth is last at epoch 1.
     assert control["loss"] == pytest.approx(0.2)
     assert control["found"] == 0
 
