@@ -25,7 +25,6 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-import trainables.train as loop
 from benchmarks.tables import save, show
 from trainables import (
     ImageData,
@@ -39,7 +38,7 @@ from trainables import (
     to_tensors,
     train,
 )
-from trainables.train import new_state
+from trainables.train import _make_step, _train_epoch, new_state, to_input
 
 Rows = list[dict[str, Any]]
 
@@ -182,8 +181,8 @@ def _overhead_at(
     settings = TrialSettings(max_epochs=1000, resolution=resolution)
     state = new_state(settings, data, target)
     (images, labels), val = to_tensors(data, target), to_tensors(val_data, target)
-    watch, step, optimize = Stopwatch(), loop._make_step(state, target), state.scaler.step
-    first = loop.to_input(images[: settings.batch_size], int(resolution)), labels[: settings.batch_size]
+    watch, step, optimize = Stopwatch(), _make_step(state, target), state.scaler.step
+    first = to_input(images[: settings.batch_size], int(resolution)), labels[: settings.batch_size]
 
     def one_batch_over_and_over() -> None:
         for _ in range(len(data) // settings.batch_size):
@@ -197,7 +196,7 @@ def _overhead_at(
     shares, validation, saving = [], [], []
     for i in range(rounds + 1):
         watch.seconds = 0.0
-        whole = _seconds(partial(loop._train_epoch, state, images, labels, timed_step), target)
+        whole = _seconds(partial(_train_epoch, state, images, labels, timed_step), target)
         inside = watch.seconds if target.type == "cpu" else _seconds(one_batch_over_and_over, target)
         validated = _seconds(partial(evaluate, state.network, *val, "auto", int(resolution)), target)
         with TemporaryDirectory() as folder:

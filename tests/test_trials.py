@@ -16,6 +16,7 @@ import yaml
 from analysis import RunError, load_epochs, load_trials, read_study, varied
 from analysis.trials import checkpoints_of
 from trainables import CheckpointError, TrialSettings, load_model
+from trainables.checkpoint import FORMAT
 
 NAN = float("nan")
 HERE = {"pid": os.getpid(), "host": socket.gethostname()}
@@ -188,8 +189,14 @@ def test_columns_have_their_order_and_types(run):
         "batch_size": "Int64",
         "schedule": "str",
         "warmup_epochs": "float64",
+        "ema_decay": "float64",
+        "resolution": "str",
         "augmentation": "str",
+        "flip": "str",
+        "cutout": "Int64",
+        "mixing": "str",
         "normalize": "boolean",
+        "label_smoothing": "float64",
         "dropout": "float64",
         "width": "Int64",
         "precision": "str",
@@ -469,7 +476,7 @@ def test_nothing_in_a_run_is_executed(tmp_path):
     pickle.loads(pickle.dumps(Evil(touched)))
     assert touched.exists()  # it would work
     touched.unlink()
-    for name in ("params.pkl", "checkpoint_000000/weights.pt", "checkpoint_000000/optimizer.pt"):
+    for name in ("params.pkl", "checkpoint_000000/weights.pt", "checkpoint_000000/training.pt"):
         (run / "tune/attempt-1/a" / name).write_bytes(pickle.dumps(Evil(touched)))
     assert len(load_trials(run)) == len(load_epochs(run)) == 1
     call = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{touched}']]"
@@ -482,7 +489,7 @@ def test_nothing_in_a_run_is_executed(tmp_path):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_weights_with_code_in_them_are_refused(tmp_path, zipped):
     touched = tmp_path / "touched"
-    about = {"format": 1, "epoch": 1, "settings": settings(width=1), "class_names": ["a", "b"], "metrics": None}
+    about = {"format": FORMAT, "epoch": 1, "settings": settings(width=1), "class_names": ["a", "b"], "metrics": None}
     (tmp_path / "checkpoint.json").write_text(json.dumps(about))
     evil = {"head.weight": Evil(touched)}
     if zipped:
