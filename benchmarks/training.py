@@ -115,8 +115,8 @@ def throughput(data: ImageData, device: str, rounds: int) -> Rows:
     for batch in batches:
         ways[f"sgd, batch {batch}, 32 px"] = our_epochs(part, device, TrialSettings(batch_size=batch), "32")
     for name, recipe in RECIPES.items():
-        for size in sorted(set(recipe.resolution.split(","))):
-            ways[f"recipe {name}, {size} px"] = our_epochs(part, device, recipe, size)
+        for size in sorted(set(recipe.resolutions)):
+            ways[f"recipe {name}, {size} px"] = our_epochs(part, device, recipe, str(size))
     seconds: dict[str, list[float]] = {name: [] for name in ways}  # an image
     for i in range(rounds + 1):
         for name, epochs in ways.items():
@@ -125,7 +125,7 @@ def throughput(data: ImageData, device: str, rounds: int) -> Rows:
                 seconds[name].append(1 / speed)
     for name, recipe in RECIPES.items():
         # Each size has an equal share of the epochs, so the times of an image add up.
-        parts = [seconds[f"recipe {name}, {size} px"] for size in recipe.resolution.split(",")]
+        parts = [seconds[f"recipe {name}, {size} px"] for size in recipe.resolutions]
         seconds[f"recipe {name}, whole run: {recipe.resolution} px"] = [
             statistics.mean(turn) for turn in zip(*parts, strict=True)
         ]
@@ -274,9 +274,9 @@ def accuracy(data_dir: Path, device: str, seeds: int, names: list[str], file: Pa
     return rows
 
 
-def _packed_trial(data: ImageData, seed: int, epochs: int, barrier: Any, spans: Any) -> None:
+def _packed_trial(data: ImageData, epochs: int, barrier: Any, spans: Any) -> None:
     few = data.subset(stratified_subset(data.labels, 100, seed=0))
-    for metrics, _ in train(TrialSettings(max_epochs=epochs + 1, seed=seed), data, few, device="cuda"):
+    for metrics, _ in train(TrialSettings(max_epochs=epochs + 1), data, few, device="cuda"):
         now = time.time()
         if metrics.epoch == 1:
             barrier.wait(timeout=300)
@@ -293,7 +293,7 @@ def packing(data: ImageData, rounds: int) -> Rows:
     rows: Rows = []
     for count in (1, 2, 4):
         barrier, spans = context.Barrier(count), context.Queue()
-        arguments = (data, 0, rounds, barrier, spans)
+        arguments = (data, rounds, barrier, spans)
         trials = [context.Process(target=_packed_trial, args=arguments, daemon=True) for _ in range(count)]
         for trial in trials:
             trial.start()

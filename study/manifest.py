@@ -5,8 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
@@ -38,9 +36,9 @@ def read_manifest(run: Path) -> list[TrialSettings]:
     for entry in json.loads((run / "trials.json").read_text()):
         try:
             trial = TrialSettings(**entry["settings"])
-        except ValidationError as error:
+            if trial.key() != entry["trial_id"]:
+                raise ValueError(f"{trial.key()} is not {entry['trial_id']}")
+        except ValueError as error:  # pydantic's among them
             raise ManifestError(f"{run}: was begun by another version of this project, go on with that one") from error
-        if trial.key() != entry["trial_id"]:
-            raise ManifestError(f"{run}: was begun by another version of this project, go on with that one")
         trials.append(trial)
     return trials

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from trainables.device import memory_format, resolve_device
+from trainables.device import place, resolve_device
 from trainables.errors import UserError
 from trainables.resnet import ResNet18
 from trainables.settings import TrialSettings
@@ -101,9 +101,7 @@ def load_model(folder: str | Path, device: str = "auto") -> tuple[ResNet18, dict
         DeviceError: if the machine does not have the device.
     """
     about = _read_about(Path(folder))
-    where = resolve_device(device)
-    model = _load_network(Path(folder), about)
-    return model.to(where, memory_format=memory_format(where)).eval(), about  # type: ignore[call-overload]
+    return place(_load_network(Path(folder), about), resolve_device(device)).eval(), about
 
 
 def _read_about(folder: Path) -> dict[str, Any]:

@@ -4,12 +4,15 @@ import contextlib
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from trainables.errors import UserError
 from trainables.settings import Precision
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class DeviceError(UserError):
@@ -70,6 +73,11 @@ def autocast(device: torch.device, precision: Precision = "auto") -> contextlib.
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return the layout in which convolutions are fast: channels_last, but not on MPS."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def place(model: Network, device: torch.device) -> Network:
+    """Move a network to a device, in the layout in which convolutions are fast there."""
+    return model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

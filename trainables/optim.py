@@ -83,6 +83,7 @@ def make_optimizer(model: nn.Module, settings: TrialSettings) -> torch.optim.Opt
     parameters = list(model.parameters())
     decayed = [p for p in parameters if p.ndim >= 2]
     free = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, free]
     fused = _can_fuse(parameters[0])
     match settings.optimizer:
         case "muon":
@@ -90,13 +91,11 @@ def make_optimizer(model: nn.Module, settings: TrialSettings) -> torch.optim.Opt
             rest = {"params": [p for p in decayed if p.ndim != 4], "weight_decay": settings.weight_decay}
             return Muon(convolutions, [rest, free], settings.lr, settings.weight_decay)
         case "sgd":
-            groups = [{"params": decayed, "weight_decay": settings.weight_decay}, free]
             sgd = torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True, fused=fused)
             for parameter in parameters:  # left to torch, it would be uninitialized memory if fp16 skips the first step
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             return sgd
         case "adam" | "adamw":
-            groups = [{"params": decayed, "weight_decay": settings.weight_decay}, free]
             kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
             return kind(groups, lr=settings.lr, fused=fused)
 

@@ -91,14 +91,18 @@ class TrialSettings(BaseModel):
     def _fits_max_epochs(self) -> "TrialSettings":
         if self.warmup_epochs > self.max_epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must not exceed max_epochs ({self.max_epochs})")
-        if (count := len(self.resolution.split(","))) > self.max_epochs:
+        if (count := len(self.resolutions)) > self.max_epochs:
             raise ValueError(f"resolution ({self.resolution}) has {count} sizes, max_epochs is only {self.max_epochs}")
         return self
 
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """The sizes of ``resolution``, in pixels a side, in the order of training."""
+        return tuple(int(size) for size in self.resolution.split(","))
+
     def resolution_at(self, epoch: int) -> int:
         """Return the pixels a side of the images of an epoch, counted from 1."""
-        sizes = self.resolution.split(",")
-        return int(sizes[(epoch - 1) * len(sizes) // self.max_epochs])
+        return self.resolutions[(epoch - 1) * len(self.resolutions) // self.max_epochs]
 
     def key(self) -> str:
         """Return 8 hexadecimal digits that depend on every setting: the trial's id."""

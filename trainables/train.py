@@ -28,7 +28,7 @@ from trainables.device import (
     OutOfMemoryError,
     autocast,
     is_out_of_memory,
-    memory_format,
+    place,
     resolve_device,
     resolve_precision,
 )
@@ -111,7 +111,7 @@ def make_state(
     settings: TrialSettings, class_names: tuple[str, ...], model: ResNet18, device: torch.device
 ) -> TrainingState:
     """Return the state before the first step of a network, which is moved to the device."""
-    model = model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
+    model = place(model, device)
     average = copy.deepcopy(model) if settings.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=resolve_precision(device, settings.precision) == "fp16")
     return TrainingState(settings, class_names, model, make_optimizer(model, settings), average, scaler)
