@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.remote import run_path
 from analysis.report import write_report
 from analysis.tables import write_table
 from analysis.trials import load_epochs, load_trials, varied
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
             f"  python -m analysis {name} runs/demo --sort=-val_accuracy --columns trial_id,lr,val_accuracy\n"
             f"  python -m analysis {name} runs/* --format parquet --output {name}.parquet",
         )
-        table.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+        table.add_argument("runs", nargs="+", type=run_path, metavar="RUN", help="run directory, or its URI")
         table.add_argument("--query", metavar="EXPR", help="keep rows for which it is true (pandas.DataFrame.query)")
         table.add_argument("--sort", metavar="COL", help="sort by a column; --sort=-COL for the highest first")
         table.add_argument(
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "file that opens offline), report.md and figures/.",
         formatter_class=raw,
     )
-    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    report.add_argument("runs", nargs="+", type=run_path, metavar="RUN", help="run directory, or its URI")
     report.add_argument(
         "--top",
         type=int,
@@ -56,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="configurations to test and explain, with all their seeds; 0 leaves the test images alone [4]",
     )
-    report.add_argument("--output", type=Path, metavar="DIR", help="where to write [RUN/report of the first run]")
+    report.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write [report/ in the first run; NAME-report of a URI]"
+    )
     report.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies, if it was moved")
     report.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     return parser

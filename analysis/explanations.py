@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from analysis.remote import fetch_checkpoint
 from analysis.trials import RunError, read_study
 from explain.maps import explain, upsample
 from explain.measures import energy_on_object
@@ -129,7 +130,7 @@ def _read(folder: Path, about: dict[str, Any]) -> dict[str, NDArray[Any]] | None
 
 
 def _compute(checkpoint: Path, data: ImageData, num_maps: int, device: str) -> dict[str, NDArray[Any]]:
-    model, about = load_model(checkpoint, device)
+    model, about = load_model(fetch_checkpoint(checkpoint), device)
     where = resolve_device(device)
     images, _ = to_tensors(data, where)
     settings, size = about["settings"], images.shape[1]

@@ -33,6 +33,7 @@ from analysis.compare import (
     wilson_interval,
 )
 from analysis.explanations import Explanation, explain_trial, load_test_data, map_measures
+from analysis.remote import RunPath, is_uri, local_run, source
 from analysis.trials import HYPERPARAMETERS, RunError, load_epochs, load_trials, read_study, varied
 from trainables.data import ImageData
 
@@ -66,7 +67,7 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def write_report(
-    runs: Sequence[Path],
+    runs: Sequence[RunPath],
     output: Path | None = None,
     *,
     top: int = 4,
@@ -79,8 +80,8 @@ def write_report(
     kept.
 
     Args:
-        runs: run directories.
-        output: where to write; ``RUN/report`` of the first run by default.
+        runs: run directories, or their URIs.
+        output: where to write; by default ``report`` in the first run, and ``NAME-report`` here if that is at a URI.
         top: how many configurations to evaluate on the test images and to explain; 0 leaves the test images alone.
         data_dir: where the data lies, if not where the study found it.
         device: where to compute predictions and maps.
@@ -92,26 +93,26 @@ def write_report(
         RunError: if a run cannot be read, has no finished epoch, or the runs are over different data.
         DataError, CheckpointError: if the test images or a checkpoint cannot be read.
     """
-    runs = [Path(run) for run in runs]
-    studies = [read_study(run) for run in runs]
-    _check_comparable(runs, studies)
-    trials = load_trials(runs)
-    epochs = load_epochs(runs)
+    output = output or (Path(f"{Path(str(runs[0])).name}-report") if is_uri(runs[0]) else Path(runs[0]) / "report")
+    folders = [local_run(run) for run in runs]
+    studies = [read_study(folder) for folder in folders]
+    _check_comparable(folders, studies)
+    trials = load_trials(folders)
+    epochs = load_epochs(folders)
     if not trials["val_accuracy"].notna().any():
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
-        raise RunError(f"{', '.join(map(str, runs))}: no trial has a finished epoch to report on ({counts})")
-    if len(runs) > 1:
+        raise RunError(f"{', '.join(map(str, folders))}: no trial has a finished epoch to report on ({counts})")
+    if len(folders) > 1:
         # The same settings may have been run twice; their curves must not become one.
         for frame in (trials, epochs):
-            names = [run.name for run in runs]
-            prefixes = names if len(set(names)) == len(names) else [str(run) for run in runs]
-            shown = {str(run): f"{prefix}/" for run, prefix in zip(runs, prefixes, strict=True)}
+            names = [Path(source(folder)).name for folder in folders]
+            prefixes = names if len(set(names)) == len(names) else [source(folder) for folder in folders]
+            shown = {str(run): f"{prefix}/" for run, prefix in zip(folders, prefixes, strict=True)}
             frame["trial_id"] = frame["run"].map(shown) + frame["trial_id"]
-    output = output or runs[0] / "report"
     num_val = int(studies[0]["data"]["num_val_images"])
     recipes = compare_recipes(trials, num_val)
     chosen = top_trials(trials, top)
-    data, explanations = _explain(runs, chosen, data_dir, device) if len(chosen) else (None, [])
+    data, explanations = _explain(folders, chosen, data_dir, device) if len(chosen) else (None, [])
     recipes = _with_test(recipes, explanations)
     trials["test_accuracy"] = trials["trial_id"].map({e.trial_id: e.accuracy for e in explanations}).astype("float64")
 
@@ -131,7 +132,7 @@ def write_report(
         "trial_columns": [*varied(trials)],
         "num_val": num_val,
         "num_test": len(data) if data else 0,
-        "runs": [str(run) for run in runs],
+        "runs": [source(folder) for folder in folders],
         "top": len(chosen),
         "settings_yaml": yaml.safe_dump(studies[0]["settings"], sort_keys=False, width=100),
         "train_seconds": float(trials["train_seconds"].sum()),
@@ -145,10 +146,14 @@ def _check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -
         raise RunError(f"{', '.join(map(str, runs))}: the same run is given twice")
     for run, study in zip(runs, studies, strict=True):
         if study["data"]["fingerprint"] != studies[0]["data"]["fingerprint"]:
-            raise RunError(f"{run} and {runs[0]} were trained on different images: their accuracies cannot be compared")
+            raise RunError(
+                f"{source(run)} and {source(runs[0])} were trained on different images: accuracies cannot be compared"
+            )
         for name in ("val_fraction", "seed"):
             if study["settings"].get(name) != studies[0]["settings"].get(name):
-                raise RunError(f"{run} and {runs[0]} differ in {name}, so they were validated on different images")
+                raise RunError(
+                    f"{source(run)} and {source(runs[0])} differ in {name}, so they were validated on different images"
+                )
 
 
 def _explain(

@@ -88,6 +88,26 @@ def replay_asha(values: NDArray[np.float64], marks: list[int], reduction_factor:
     return ran
 
 
+def replay_decisions(decisions: pd.DataFrame, reduction_factor: float) -> pd.DataFrame:
+    """Return what ASHA must have decided, from nothing but the values in their order.
+
+    Args:
+        decisions: as :func:`analysis.load_decisions` gives them.
+        reduction_factor: of the study.
+
+    Returns:
+        The same rows, with ``cutoff`` and ``stop`` worked out again. They are equal to those recorded if no decision
+        was lost, made twice, or made on other values than those in the log.
+    """
+    recorded: dict[float, list[float]] = {}
+    cutoffs = []
+    for rung, value in zip(decisions["rung"], decisions["value"], strict=True):
+        before = recorded.setdefault(rung, [])
+        cutoffs.append(float(np.percentile(before, (1 - 1 / reduction_factor) * 100)) if before else math.nan)
+        before.append(value)
+    return decisions.assign(cutoff=cutoffs, stop=decisions["value"] < cutoffs)
+
+
 def early_stopping_loss(
     curves: pd.DataFrame, marks: list[int], reduction_factor: float = 3, orders: int = 1000, seed: int = 0
 ) -> pd.DataFrame:

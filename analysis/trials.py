@@ -1,26 +1,29 @@
-"""Run directory -> one DataFrame of trials and one of epochs. Only JSON and YAML are read: nothing is unpickled.
+"""Run directory -> DataFrames of trials, epochs and decisions. Only JSON and YAML are read: nothing is unpickled.
 
-RUN/study.yaml                      settings as resolved, data fingerprint, machine, versions
-RUN/trials.json                     every trial that was asked for, written before the first one starts
-RUN/events.jsonl                    attempts, starts and ends of trials, ASHA's decisions; append-only
-RUN/tune/attempt-N/TRIAL/           result.json (one line an epoch), checkpoint_*/
+RUN/study.yaml                          settings as resolved, data fingerprint, machine, versions
+RUN/manifest.json                       every trial that was asked for, written before the first one starts
+RUN/events.jsonl                        attempts, starts and ends of trials, epochs, ASHA's decisions; append-only
+RUN/lock                                held by the process that runs the study
+RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best and the last epoch
 """
 
+import fcntl
 import json
-import os
+import re
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 import yaml
 
+from analysis.remote import HEARTBEAT, HEARTBEAT_SECONDS, RunPath, local_run
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
-RunPath: TypeAlias = str | Path
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]
 _DTYPES: dict[Any, str] = {int: "Int64", bool: "boolean", float: "float64"}
 STATUSES = ["pending", "running", "completed", "stopped", "diverged", "failed"]
@@ -53,6 +56,17 @@ TRIAL_COLUMNS: dict[str, Any] = {
     "checkpoint": "str",
     "error": "str",
 }
+DECISION_COLUMNS: dict[str, Any] = {
+    "trial_id": "str",
+    "epoch": "int64",
+    "rung": "float64",
+    "value": "float64",
+    "cutoff": "float64",
+    "stop": "bool",
+}
+# Both become paths: of a stranger's run, they must not lead out of it.
+_TRIAL_ID = re.compile(r"[\w-]+")
+_CHECKPOINT = re.compile(r"tune/attempt-\d+/[\w-]+/checkpoint_\d+")
 
 
 class RunError(UserError):
@@ -70,6 +84,16 @@ class _Trial:
     ended: str = ""  # completed, failed
     stop_reason: str = ""
     error: str = ""
+    losses: int = 0  # with its worker or node, since its last epoch
+
+
+@dataclass
+class _Run:
+    """What the files of a run say, trials in the order asked for."""
+
+    trials: dict[str, _Trial] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    attempt: int = 0  # the last that was begun and has not said that it ended
 
 
 def read_study(run: RunPath) -> dict[str, Any]:
@@ -78,11 +102,12 @@ def read_study(run: RunPath) -> dict[str, Any]:
     Raises:
         RunError: if the directory is no run or the file cannot be read.
     """
-    file = Path(run) / "study.yaml"
+    folder = local_run(run)
+    file = folder / "study.yaml"
     try:
         study = yaml.safe_load(file.read_text())
     except FileNotFoundError as error:
-        what = "is no run directory (study.yaml is missing)" if Path(run).is_dir() else "no such run"
+        what = "is no run directory (study.yaml is missing)" if folder.is_dir() else "no such run"
         raise RunError(f"{run}: {what}; python -m study list shows the runs") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
@@ -124,21 +149,68 @@ def load_epochs(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
     return _over_runs(runs, _epoch_table)
 
 
-def checkpoints_of(run: RunPath, trial_id: str) -> dict[int, Path]:
-    """Return the folders of a trial's checkpoints by epoch."""
-    found = {}
-    for file in sorted(Path(run).glob(f"tune/attempt-*/{trial_id}/checkpoint_*/checkpoint.json"), key=_by_attempt):
-        about = _read_json(file)
-        if isinstance(about, dict) and isinstance(about.get("epoch"), int):
-            found[about["epoch"]] = file.parent
+def load_decisions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
+    """Return one row for each decision of ASHA, in the order in which it decided.
+
+    Args:
+        runs: a run directory, or several; then a column ``run`` comes first.
+
+    Returns:
+        A DataFrame with ``trial_id``, ``epoch`` (at which the trial was judged), ``rung`` (the epoch at which it had
+        to be), ``value`` (validation accuracy; 0 for a trial that diverged), ``cutoff`` (what it had to reach; NaN for
+        the first trial at a rung) and ``stop``. See :func:`analysis.rungs.replay_decisions`.
+
+    Raises:
+        RunError: if a directory is no run.
+    """
+    return _over_runs(runs, _decision_table)
+
+
+def load_checkpoints(run: RunPath) -> dict[str, dict[int, Path]]:
+    """Return the folders of the checkpoints that are there, by trial and epoch."""
+    run = local_run(run)
+    found: dict[str, dict[int, Path]] = {}
+    for trial in _read_run(run).trials.values():
+        folders = {epoch: run / row["checkpoint"] for epoch, row in trial.rows.items() if row.get("checkpoint")}
+        found[trial.trial_id] = {epoch: folder for epoch, folder in folders.items() if folder.is_dir()}
     return found
+
+
+def count_losses(run: RunPath) -> dict[str, int]:
+    """Return how often each trial was lost with its worker or node since its last epoch."""
+    return {trial.trial_id: trial.losses for trial in _read_run(local_run(run)).trials.values()}
+
+
+def is_running(run: RunPath) -> bool:
+    """Return whether some process runs the study now, here or on another host.
+
+    Where the file system is shared, that is certain; of a run at a URI it may be said up to a minute too long.
+    """
+    folder = local_run(run)
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no lock, or none that could be held
+        pass
+    return shows_life(folder)
+
+
+def shows_life(folder: Path) -> bool:
+    """Return whether the copy of a run at a URI came with a recent sign of life from another host that runs it."""
+    sign = _read_json(folder / HEARTBEAT)
+    try:
+        return bool(sign["host"] != socket.gethostname() and time.time() - sign["time"] < HEARTBEAT_SECONDS)
+    except (TypeError, KeyError):
+        return False
 
 
 def _over_runs(runs: RunPath | Iterable[RunPath], table: Any) -> pd.DataFrame:
     if isinstance(runs, str | Path):
-        result: pd.DataFrame = table(Path(runs))
+        result: pd.DataFrame = table(local_run(runs))
         return result
-    tables = [(str(run), table(Path(run))) for run in runs]
+    tables = [(str(run), table(local_run(run))) for run in runs]
     if not tables:
         raise RunError("no run given")
     for run, frame in tables:
@@ -147,14 +219,20 @@ def _over_runs(runs: RunPath | Iterable[RunPath], table: Any) -> pd.DataFrame:
 
 
 def _epoch_table(run: Path) -> pd.DataFrame:
-    trials, _ = _read_run(run)
+    trials = _read_run(run).trials.values()
     rows = [{**t.rows[epoch], "trial_id": t.trial_id} for t in trials for epoch in sorted(t.rows)]
     return pd.DataFrame(rows, columns=list(EPOCH_COLUMNS)).astype(EPOCH_COLUMNS)
 
 
+def _decision_table(run: Path) -> pd.DataFrame:
+    return pd.DataFrame(_read_run(run).decisions, columns=list(DECISION_COLUMNS)).astype(DECISION_COLUMNS)
+
+
 def _trial_table(run: Path) -> pd.DataFrame:
-    trials, live_attempt = _read_run(run)
-    rows = [_trial_row(run, trial, live_attempt) for trial in trials]
+    # The lock first: a study that ends in between is then said to run for a moment longer, not to be broken.
+    running = is_running(run)
+    read = _read_run(run)
+    rows = [_trial_row(run, trial, read.attempt if running else 0) for trial in read.trials.values()]
     settings = read_study(run)["settings"]
     asked = settings.get("num_trials") or 0 if settings.get("search") == "optuna" else 0
     # A search that chooses as it goes has not yet said what its last trials are: they are asked for all the same.
@@ -164,7 +242,7 @@ def _trial_table(run: Path) -> pd.DataFrame:
     return frame.astype(TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS})
 
 
-def _trial_row(run: Path, trial: _Trial, live_attempt: int | None) -> dict[str, Any]:
+def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
     rows = [trial.rows[epoch] for epoch in sorted(trial.rows)]
     scored = [row for row in rows if row["val_accuracy"] == row["val_accuracy"]]
     max_epochs = trial.settings.get("max_epochs")
@@ -197,81 +275,75 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int | None) -> dict[str, 
         row["best_epoch"] = best["epoch"]
         row |= {name: best[name] for name in ("val_accuracy", "val_loss", "train_accuracy")}
         row["generalization_gap"] = best["train_accuracy"] - best["val_accuracy"]
-        checkpoint = checkpoints_of(run, trial.trial_id).get(best["epoch"])
-        row["checkpoint"] = str(checkpoint) if checkpoint else None
+        if best.get("checkpoint") and (run / best["checkpoint"]).is_dir():
+            row["checkpoint"] = str(run / best["checkpoint"])
     return row
 
 
-def _read_run(run: Path) -> tuple[list[_Trial], int | None]:
-    """Return the trials in the order asked for, and the number of the attempt that is running now, if one is."""
+def _read_run(run: Path) -> _Run:
     read_study(run)
-    trials: dict[str, _Trial] = {}
-    entries = _read_json(run / "trials.json")
+    read = _Run()
+    manifest = _read_json(run / "manifest.json")
+    entries = manifest.get("trials") if isinstance(manifest, dict) else None
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and "trial_id" in entry:
-            trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"])
-    live_attempt = _read_events(run, trials)
-    for file in sorted(run.glob("tune/attempt-*/*/result.json"), key=_by_attempt):
-        trial = trials.get(file.parent.name)
-        if trial is not None:
-            trial.rows |= {row["epoch"]: row for row in _read_lines(file) if _is_epoch(row)}
-    return list(trials.values()), live_attempt
-
-
-def _read_events(run: Path, trials: dict[str, _Trial]) -> int | None:
-    live: dict[str, Any] | None = None
+        if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and _is_id(entry.get("trial_id")):
+            read.trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"])
     for event in _read_lines(run / "events.jsonl"):
         try:
-            if event["event"] == "attempt_started":
-                live = {name: event[name] for name in ("attempt", "pid", "host")}
-            elif event["event"] == "attempt_ended":
-                live = None
-            elif "trial_id" in event:
-                _read_event(event, trials)
+            _read_event(event, read)
         except (KeyError, TypeError, ValueError):
             continue  # an event that is not whole says nothing
-    return live["attempt"] if live and _is_alive(live) else None
+    return read
 
 
-def _read_event(event: dict[str, Any], trials: dict[str, _Trial]) -> None:
-    trial_id, kind = event["trial_id"], event["event"]
-    if trial_id not in trials and kind == "trial_started":
-        trials[trial_id] = _Trial(trial_id, dict(event["settings"]))
-    trial = trials[trial_id]
+def _read_event(event: dict[str, Any], read: _Run) -> None:
+    kind = event["event"]
+    if kind == "attempt_started":
+        read.attempt = event["attempt"]
+    elif kind == "attempt_ended":
+        read.attempt = 0
+    if "trial_id" not in event:
+        return
+    trial_id = event["trial_id"]
+    if kind == "trial_started" and trial_id not in read.trials and _is_id(trial_id):
+        read.trials[trial_id] = _Trial(trial_id, dict(event["settings"]))
+    trial = read.trials[trial_id]
     if kind == "trial_started":
         trial.started, trial.ended, trial.error = event["attempt"], "", ""
-    elif kind == "rung" and event["stop"]:
-        trial.stop_reason = (
-            f"ASHA at epoch {event['epoch']}: accuracy {event['value']:.4f} below the cutoff "
-            f"{event['cutoff']:.4f} of rung {event['rung']:g}"
-        )
+    elif kind == "epoch" and _is_epoch(event):
+        trial.rows[event["epoch"]] = event
+        trial.losses = 0
+        if _is_decision(event):
+            read.decisions.append({**event, "value": event["objective"]})
+            if event["stop"]:
+                trial.stop_reason = (
+                    f"ASHA at epoch {event['epoch']}: accuracy {event['objective']:.4f} below the cutoff "
+                    f"{event['cutoff']:.4f} of rung {event['rung']:g}"
+                )
     elif kind == "trial_ended":
         trial.ended = "completed"
     elif kind == "trial_failed":
         trial.ended, trial.error = "failed", event["error"]
+    elif kind == "trial_lost":
+        trial.started, trial.error, trial.losses = 0, event["error"], trial.losses + 1
 
 
-def _is_alive(attempt: dict[str, Any]) -> bool:
-    """Whether the process of an attempt without an end still runs; on another host that cannot be known."""
-    if attempt["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(attempt["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _is_decision(event: dict[str, Any]) -> bool:
+    numbers = all(type(event.get(name)) in (int, float) for name in ("rung", "objective"))
+    # The first trial at a rung has no cutoff to be below.
+    first = "cutoff" in event and event["cutoff"] is None and event.get("stop") is False
+    cutoff = first or type(event.get("cutoff")) in (int, float)
+    return numbers and cutoff and isinstance(event.get("stop"), bool)
 
 
-def _is_epoch(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("epoch"), int) and EPOCH_COLUMNS.keys() - {"trial_id"} <= row.keys()
+def _is_id(trial_id: Any) -> bool:
+    return isinstance(trial_id, str) and bool(_TRIAL_ID.fullmatch(trial_id))
 
 
-def _by_attempt(file: Path) -> tuple[int, str]:
-    attempt = next((part for part in file.parts if part.startswith("attempt-")), "attempt-0")
-    number = attempt.removeprefix("attempt-")
-    return (int(number) if number.isdigit() else 0, str(file))
+def _is_epoch(event: dict[str, Any]) -> bool:
+    numbers = all(type(event.get(name)) in (int, float) for name in EPOCH_COLUMNS if name != "trial_id")
+    folder = event.get("checkpoint")
+    return numbers and isinstance(event["epoch"], int) and (folder is None or bool(_CHECKPOINT.fullmatch(folder)))
 
 
 def _read_json(file: Path) -> Any:

@@ -25,7 +25,7 @@ def save(file: Path, name: str, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     content = json.loads(file.read_text()) if file.exists() else {}
-    versions = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision")}}
+    versions = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "ray")}}
     day = time.strftime("%Y-%m-%d", time.gmtime())
     content[name] = {"date": day, "machine": describe_machine(), "versions": versions, "rows": rows}
     file.write_text(json.dumps(content, indent=1) + "\n")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from analysis.compare import top_trials
+from analysis.remote import RunPath, fetch_checkpoint, run_path
 from analysis.trials import load_trials
 from explain.maps import explain
 from explain.render import save_explanation
@@ -29,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         "Grad-CAM.",
         epilog="example: python -m explain runs/demo --images cat.jpg holiday/*.png",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     parser.add_argument("--trial", metavar="ID", help="whose network; by default the best trial's")
     parser.add_argument("--images", nargs="+", type=Path, required=True, metavar="FILE", help="pictures, any size")
     parser.add_argument("--output", type=Path, default=Path("maps"), metavar="DIR", help="where to write [maps]")
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _checkpoint(run: Path, trial_id: str | None) -> Path:
+def _checkpoint(run: RunPath, trial_id: str | None) -> Path:
     trials = load_trials(run)
     usable = trials[trials["checkpoint"].notna()]
     if usable.empty:
@@ -51,7 +52,7 @@ def _checkpoint(run: Path, trial_id: str | None) -> Path:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    model, about = load_model(_checkpoint(args.run, args.trial), args.device)
+    model, about = load_model(fetch_checkpoint(_checkpoint(args.run, args.trial)), args.device)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,7 +1,8 @@
 """Which trials to run, and running them to the end."""
 
-from study.run import StudyError, resume_study, run_study
+from study.run import resume_study, run_study
 from study.settings import SettingsError, StudySettings, load_settings, preset_names
+from study.supervise import StudyError
 
 __all__ = [
     "SettingsError",

@@ -1,4 +1,4 @@
-"""The command ``python -m study``: run, resume, status, list, presets."""
+"""The command ``python -m study``: run, resume, status, list, presets, check-cluster."""
 
 import argparse
 import shlex
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from pyarrow import fs
 
+from analysis.remote import RunPath, is_uri, local_run, open_storage, run_path
 from analysis.tables import as_text
-from analysis.trials import STATUSES, load_trials, read_study, varied
-from study.run import ENDED, resume_study, run_study
+from analysis.trials import STATUSES, is_running, load_trials, read_study, varied
+from study.check_cluster import check_cluster
+from study.disk import ENDED
+from study.run import resume_study, run_study
 from study.settings import HYPERPARAMETERS, PRESETS, StudySettings, load_settings, preset_names
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
@@ -53,22 +57,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--preset", default="demo", metavar="NAME|FILE", help="a preset, or a YAML file like one [demo]")
     run.add_argument("--name", help="of the run directory; by default the preset's name and a number")
-    run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run directories lie [runs]")
+    run.add_argument(
+        "--out", type=run_path, default=Path("runs"), metavar="DIR", help="where runs lie, also s3://bucket/runs [runs]"
+    )
     run.add_argument("--dataset", metavar="D", help="shapes100, cifar100, cifar10 or folder; short for dataset=D")
     run.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies; short for data_dir=P")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, for example max_epochs=5")
 
     resume = commands.add_parser("resume", help="go on with an interrupted study")
-    resume.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    resume.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
+    resume.add_argument("--force", action="store_true", help="also with code, packages or a device that have changed")
     for sub in (run, resume):
         sub.add_argument("--address", default="local", metavar="A", help="of a Ray cluster [local: this machine]")
         sub.add_argument("--quiet", action="store_true", help="show no progress")
 
     status = commands.add_parser("status", help="say how far a study is")
-    status.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    status.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     listing = commands.add_parser("list", help="list the runs in a directory")
     listing.add_argument("directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="[runs]")
     commands.add_parser("presets", help="list the presets and what they search")
+    check = commands.add_parser("check-cluster", help="check a Ray cluster's YAML file, offline, before ray up")
+    check.add_argument("file", type=Path, metavar="FILE", help="for example cluster.yaml")
     return parser
 
 
@@ -83,24 +92,27 @@ def _run(args: argparse.Namespace) -> int:
     name = args.name or _free_name(args.out, Path(args.preset).stem)
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r}: must be a plain folder name; use --out for where it lies")
-    run = args.out / name
+    run = f"{args.out}/{name}" if is_uri(args.out) else args.out / name
     command = shlex.join(["python", "-m", "study", *sys.argv[1:]])
     return _attempt(run, lambda: run_study(settings, run, address=args.address, show=not args.quiet, command=command))
 
 
-def _free_name(out: Path, stem: str) -> str:
+def _free_name(out: RunPath, stem: str) -> str:
+    storage, base = open_storage(out)
     number = 1
-    while (out / (name := stem if number == 1 else f"{stem}-{number}")).exists():
+    while True:
+        name = stem if number == 1 else f"{stem}-{number}"
+        if storage.get_file_info(f"{base}/{name}").type == fs.FileType.NotFound:
+            return name
         number += 1
-    return name
 
 
-def _attempt(run: Path, go: Callable[[], bool]) -> int:
+def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
     try:
         finished = go()
     except KeyboardInterrupt:
         finished = False
-    if not (run / "study.yaml").exists():
+    if not (local_run(run) / "study.yaml").exists():
         print("interrupted before the study began; nothing was written", file=sys.stderr)
         return INTERRUPTED
     _print_summary(run)
@@ -111,7 +123,7 @@ def _attempt(run: Path, go: Callable[[], bool]) -> int:
     return INTERRUPTED
 
 
-def _print_summary(run: Path) -> None:
+def _print_summary(run: RunPath) -> None:
     trials = load_trials(run)
     counts = trials["status"].value_counts()
     parts = [f"{counts[status]} {status}" for status in STATUSES if counts.get(status, 0)]
@@ -139,7 +151,7 @@ def _status(args: argparse.Namespace) -> int:
     over = trials["status"].isin(ENDED).all()
     if over:
         print(f"next: python -m analysis report {args.run}")
-    elif not (trials["status"] == "running").any():
+    elif not is_running(args.run):
         print(f"go on: python -m study resume {args.run}")
     return 0
 
@@ -154,8 +166,8 @@ def _list(args: argparse.Namespace) -> int:
         except UserError as error:
             rows.append({"run": str(file.parent), "state": f"unreadable: {error}"})
             continue
-        running, ended = (trials["status"] == "running").any(), trials["status"].isin(ENDED)
-        state = "running" if running else "finished" if ended.all() else "interrupted"
+        ended = trials["status"].isin(ENDED)
+        state = "running" if is_running(file.parent) else "finished" if ended.all() else "interrupted"
         rows.append(
             {
                 "run": str(file.parent),
@@ -183,10 +195,30 @@ def _presets(_: argparse.Namespace) -> int:
     return 0
 
 
+def _check_cluster(args: argparse.Namespace) -> int:
+    wrong, to_do = check_cluster(args.file)
+    for sentence in wrong:
+        print(f"error: {args.file}: {sentence}", file=sys.stderr)
+    if wrong:
+        return 2
+    print(f"{args.file}: nothing is wrong, as far as can be seen offline")
+    for sentence in to_do:
+        print(f"before ray up: {sentence}")
+    print(f"next: ray up {args.file}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 130 after an interruption."""
     args = _parser().parse_args(argv)
-    commands = {"run": _run, "status": _status, "list": _list, "presets": _presets, "resume": _resume}
+    commands = {
+        "run": _run,
+        "resume": _resume,
+        "status": _status,
+        "list": _list,
+        "presets": _presets,
+        "check-cluster": _check_cluster,
+    }
     try:
         return commands[args.command](args)
     except UserError as error:
@@ -198,7 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    return _attempt(args.run, lambda: resume_study(args.run, address=args.address, show=not args.quiet))
+    return _attempt(
+        args.run, lambda: resume_study(args.run, address=args.address, show=not args.quiet, force=args.force)
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""ASHA that writes down its decisions and can go on from them."""
+"""ASHA that tells its decisions and can go on from them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-
-from study.events import EventLog
-from trainables.tune_trial import OBJECTIVE
 
 
 def trial_name(trial: Trial) -> str:
@@ -25,8 +22,11 @@ class RecordingASHA(AsyncHyperBandScheduler):
         max_epochs: epochs after which a trial is done.
         grace_period: epochs of the first rung.
         reduction_factor: one trial in so many goes on, for so many times as long.
-        events: where decisions are written.
-        history: objective by epoch of each trial that an earlier attempt began, by trial id.
+        history: what each trial was judged by in earlier attempts: objective by epoch, by trial id.
+
+    Attributes:
+        decision: the one on the last result, as the event log has it: ``rung`` (epoch), ``cutoff`` (None for the first
+            trial there) and ``stop``; None where there was no rung.
     """
 
     def __init__(
@@ -35,13 +35,12 @@ class RecordingASHA(AsyncHyperBandScheduler):
         max_epochs: int,
         grace_period: int,
         reduction_factor: float,
-        events: EventLog,
         history: Mapping[str, Mapping[int, float]],
     ) -> None:
         super().__init__(
             time_attr="epoch", max_t=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor
         )
-        self._events = events
+        self.decision: dict[str, Any] | None = None
         for name, values in history.items():
             for milestone, recorded in self._brackets[0]._rungs:
                 reached = [epoch for epoch in values if epoch >= milestone]
@@ -56,21 +55,18 @@ class RecordingASHA(AsyncHyperBandScheduler):
                 recorded[trial.trial_id] = recorded.pop(trial_name(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Decide as Ray Tune does, and write the decision down where there was one."""
-        epoch, value, bracket = result["epoch"], result[OBJECTIVE], self._brackets[0]
+        """Decide as Ray Tune does, and keep the decision for the log."""
+        epoch, bracket = result["epoch"], self._brackets[0]
         # The rung at which Ray Tune is about to judge: the highest that was reached and not yet recorded.
         rungs = ((m, dict(r)) for m, r in bracket._rungs if epoch >= m and trial.trial_id not in r)
         rung, recorded = next(rungs, (None, {}))
         action = str(super().on_trial_result(tune_controller, trial, result))
-        if rung is not None and epoch < self._max_t and not result["diverged"]:
+        self.decision = None
+        if rung is not None and epoch < self._max_t:
             cutoff = bracket.cutoff(recorded)
-            self._events.append(
-                "rung",
-                trial_id=trial_name(trial),
-                epoch=epoch,
-                rung=rung,
-                value=value,
-                cutoff=None if cutoff is None else float(cutoff),
-                stop=action == TrialScheduler.STOP,
-            )
+            self.decision = {
+                "rung": rung,
+                "cutoff": None if cutoff is None else float(cutoff),
+                "stop": action == TrialScheduler.STOP,
+            }
         return action

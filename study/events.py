@@ -10,9 +10,14 @@ from typing import Any
 class EventLog:
     """Appends events to ``RUN/events.jsonl``. Each is on disk when :meth:`append` returns.
 
-    Events: ``attempt_started`` (attempt, pid, host), ``attempt_ended`` (attempt, reason), ``trial_started`` (attempt,
-    settings), ``rung`` (one decision of ASHA: epoch, rung, value, cutoff, stop), ``trial_ended``, ``trial_failed``
-    (error). All but the first two carry ``trial_id``.
+    What stands there is all that analysis and later attempts know of epochs and decisions, so each line says one thing
+    whole: an epoch's metrics and what ASHA decided on them are one event.
+
+    Events: ``attempt_started`` (attempt, pid, host), ``attempt_ended`` (attempt, reason), ``changed`` (what, since the
+    study began); and with ``trial_id``: ``trial_started`` (attempt, settings), ``epoch`` (the metrics of
+    :class:`trainables.train.EpochMetrics`, ``objective``, ``device``, ``checkpoint``, and at a rung of ASHA ``rung``,
+    ``cutoff`` and ``stop``), ``trial_ended``, ``trial_failed`` (error: for good), ``trial_lost`` (error: of the
+    machine, not of the trial, which goes on in a later attempt).
     """
 
     def __init__(self, run: Path) -> None:
@@ -28,3 +33,5 @@ class EventLog:
                 if out.read(1) != b"\n":
                     out.write(b"\n")
             out.write(line.encode() + b"\n")
+            out.flush()
+            os.fsync(out.fileno())

@@ -76,7 +76,10 @@ class StudySettings(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
     cpus_per_trial: int | None = Field(None, ge=1, description="CPU threads of a trial; by default what is there")
     gpus_per_trial: float | None = Field(None, ge=0, description="0.5 packs two trials onto a GPU; by default 1")
-    max_failures: int = Field(2, ge=0, description="how often a trial whose worker dies starts again from its epoch")
+    max_failures: int = Field(2, ge=0, description="how often a trial that fails starts again from its last epoch")
+    keep_checkpoints: int | None = Field(
+        20, ge=1, description="of the trials that ended, keep the checkpoints of so many, the best; null keeps all"
+    )
 
     # Hyperparameters
     space: dict[str, list[Value] | Range] = Field(default_factory=dict, description="what varies: lists or ranges")
@@ -101,7 +104,7 @@ class StudySettings(BaseModel):
                         f"{part}.{name} is not a hyperparameter: the study sets it for all; write {name}=..."
                     )
                 if name not in HYPERPARAMETERS:
-                    raise ValueError(f"{part}.{name} is not a hyperparameter{_suggest(name, HYPERPARAMETERS)}")
+                    raise ValueError(f"{part}.{name} is not a hyperparameter{suggest(name, HYPERPARAMETERS)}")
         for name, value in self.fixed.items():
             if name in self.space:
                 raise ValueError(f"{name} stands in both space and fixed: it either varies or does not")
@@ -183,7 +186,8 @@ def _reason(item: Any) -> str:
     return message
 
 
-def _suggest(name: str, known: Sequence[str]) -> str:
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return what to add to an error about an unknown name: the known one that was meant, or all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     # learning_rate is close to lr for people only.
     near = near or [k for k in known if k == "".join(word[:1] for word in name.split("_"))]
@@ -231,10 +235,10 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> StudySettings:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise SettingsError(f"no preset {preset!r}{_suggest(preset, preset_names())}, or give a .yaml file") from error
+        raise SettingsError(f"no preset {preset!r}{suggest(preset, preset_names())}, or give a .yaml file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: not readable as YAML ({error})") from error
-    raw, changed = (_read_yaml(text, str(file)) for _ in range(2))
+    raw, changed = (read_yaml(text, str(file)) for _ in range(2))
     for candidate in (raw, changed):
         if not isinstance(candidate, dict):
             raise SettingsError(f"{file}: must be a mapping of settings, not {type(candidate).__name__}")
@@ -264,7 +268,12 @@ def check_settings(raw: dict[str, Any], where: str) -> StudySettings:
     raise SettingsError("\n".join(f"{where}: {sentence}" for sentence in checked))
 
 
-def _read_yaml(text: str, where: str) -> Any:
+def read_yaml(text: str, where: str) -> Any:
+    """Return what YAML says; safely, with the numbers of YAML 1.2, and without repeated keys.
+
+    Raises:
+        SettingsError: beginning with ``where``, if it cannot be read.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -293,7 +302,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key = key.strip()
     if not equals or not key:
         raise SettingsError(f"{override!r}: an override is key=value, for example max_epochs=5")
-    value = _read_yaml(text, repr(override))
+    value = read_yaml(text, repr(override))
     *parents, last = key.split(".")
     target: Any = raw
     for parent in parents:
@@ -331,7 +340,7 @@ def _sentence(item: Any, key: str, inner: list[str]) -> str:
     if item["type"] == "extra_forbidden" and key in HYPERPARAMETERS:
         return f"{key} is a hyperparameter: write space.{key}=[...] to vary it or fixed.{key}=... to set it"
     if item["type"] == "extra_forbidden":
-        return f"{key} is not a setting of a study{_suggest(key, list(StudySettings.model_fields))}"
+        return f"{key} is not a setting of a study{suggest(key, list(StudySettings.model_fields))}"
     if key in ("space", "fixed"):
         return f"{key}: {item['input']!r} should be a mapping of hyperparameters to values"
     if key.startswith("space.") and item["type"] == "value_error":

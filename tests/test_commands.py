@@ -195,7 +195,7 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(f.stat().st_size for f in run.glob("tune/attempt-1/*/result.json")):
+    while time.monotonic() < deadline and '"event": "epoch"' not in _log(run):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
@@ -212,9 +212,11 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: 
     assert set(after["status"]) <= {"completed", "stopped", "diverged"}
     assert (after["epochs"] >= before["epochs"]).all()
     # What was done before the interruption was not done again.
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in _log(run).splitlines()]
     assert [e["reason"] for e in events if e["event"] == "attempt_ended"] == ["interrupted", "finished"]
-    for trial_id, epochs in zip(before["trial_id"], before["epochs"], strict=True):
-        second = run / "tune/attempt-2" / trial_id / "result.json"
-        if epochs and second.exists():
-            assert min(json.loads(line)["epoch"] for line in second.read_text().splitlines()) == epochs + 1
+    ran = [(e["trial_id"], e["epoch"]) for e in events if e["event"] == "epoch"]
+    assert len(set(ran)) == len(ran)
+
+
+def _log(run: Path) -> str:
+    return (run / "events.jsonl").read_text() if (run / "events.jsonl").exists() else ""

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from analysis import load_epochs, load_trials
+from analysis import load_decisions, load_epochs, load_trials, read_study, replay_decisions
 from analysis.rungs import early_stopping_loss, learning_curves, replay_asha, rung_correlations, rungs
 
 
@@ -60,6 +60,135 @@ def test_replay_decides_as_ray_tune():
         expected.append(next((epoch for epoch, action in enumerate(actions, 1) if action == "STOP"), 9))
     assert replay_asha(values, rungs(9), 3).tolist() == expected
     assert len(set(expected)) == 3
+
+
+def judged(rows: list[tuple[str, int, float, float, float, bool]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["trial_id", "epoch", "rung", "value", "cutoff", "stop"])
+
+
+# Factor 2, so each cutoff is the median of what was recorded before at the rung; a value equal to it goes on.
+JUDGED = judged(
+    [
+        ("a", 1, 1.0, 0.5, np.nan, False),
+        ("b", 1, 1.0, 0.25, 0.5, True),
+        ("c", 1, 1.0, 0.375, 0.375, False),
+        ("a", 3, 2.5, 0.75, np.nan, False),
+        ("d", 1, 1.0, 0.4375, 0.375, False),
+        ("c", 3, 2.5, 0.5, 0.75, True),
+        ("e", 1, 1.0, 0.0, 0.40625, True),
+        ("d", 3, 2.5, 0.625, 0.625, False),
+    ]
+)
+
+
+def replayed_otherwise(decisions: pd.DataFrame) -> list[tuple[str, float]]:
+    """Return trial and rung of the decisions that replaying makes otherwise than recorded."""
+    again = replay_decisions(decisions, 2)
+    same = again["cutoff"].eq(decisions["cutoff"]) | (again["cutoff"].isna() & decisions["cutoff"].isna())
+    same &= again["stop"].eq(decisions["stop"])
+    return list(decisions.loc[~same, ["trial_id", "rung"]].itertuples(index=False, name=None))
+
+
+def test_decisions_are_replayed_by_hand():
+    blank = JUDGED.assign(cutoff=-1.0, stop=~JUDGED["stop"])
+    pd.testing.assert_frame_equal(replay_decisions(blank, 2), JUDGED, check_exact=True)
+    assert (blank["cutoff"] == -1).all()  # what is given stays as it is
+    assert replayed_otherwise(JUDGED) == []
+    # Factor 4: the cutoff is the upper quartile. That of 0 and 0.5 is 0.375, of 0, 0.375 and 0.5 is 0.4375.
+    rows = [("a", 1, 1.0, 0.5), ("b", 1, 1.0, 0.0), ("c", 1, 1.0, 0.375), ("d", 1, 1.0, 0.4)]
+    again = replay_decisions(judged([(*row, 9.0, True) for row in rows]), 4)
+    assert again["cutoff"].tolist() == pytest.approx([np.nan, 0.5, 0.375, 0.4375], nan_ok=True)
+    assert again["stop"].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("row", "otherwise"),
+    [
+        # Without a, b is the first; c has 0.25 before it, d the median of 0.25 and 0.375, e that and 0.4375.
+        (0, [("b", 1), ("c", 1), ("d", 1), ("e", 1)]),
+        (1, [("c", 1), ("d", 1), ("e", 1)]),
+        (2, [("e", 1)]),  # d has the median of 0.25 and 0.5 before it, which is the same
+        (3, [("c", 2.5), ("d", 2.5)]),
+        (4, [("e", 1)]),
+        (5, [("d", 2.5)]),
+    ],
+)
+def test_a_lost_decision_makes_those_after_it_differ(row, otherwise):
+    assert replayed_otherwise(JUDGED.drop(index=row).reset_index(drop=True)) == otherwise
+
+
+@pytest.mark.parametrize(
+    ("row", "otherwise"),
+    [
+        (0, [("a", 1), ("c", 1), ("d", 1), ("e", 1)]),  # a is no longer the first; b has the same median before it
+        (1, [("b", 1), ("c", 1), ("d", 1), ("e", 1)]),
+        (3, [("a", 2.5), ("d", 2.5)]),  # c has the same median before it
+        (5, [("c", 2.5), ("d", 2.5)]),
+    ],
+)
+def test_a_decision_that_stands_twice_differs(row, otherwise):
+    twice = pd.concat([JUDGED.iloc[: row + 1], JUDGED.iloc[row:]], ignore_index=True)
+    assert replayed_otherwise(twice) == otherwise
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "otherwise"),
+    [
+        (0, {"value": 0.625}, [("b", 1), ("c", 1)]),  # d and e have the same median before them
+        (1, {"value": 0.4375}, [("c", 1), ("d", 1), ("e", 1)]),
+        (7, {"value": 0.5625}, [("d", 2.5)]),  # the last one, now below its cutoff
+        (4, {"cutoff": 0.25}, [("d", 1)]),
+        (4, {"cutoff": np.nan}, [("d", 1)]),
+        (0, {"cutoff": 0.5}, [("a", 1)]),
+        (2, {"stop": True}, [("c", 1)]),
+        (5, {"stop": False}, [("c", 2.5)]),
+        (3, {"rung": 1.0}, [("a", 1), ("d", 1), ("c", 2.5), ("e", 1), ("d", 2.5)]),
+    ],
+)
+def test_an_altered_decision_differs(row, change, otherwise):
+    altered = JUDGED.copy()
+    for name, value in change.items():
+        altered.loc[row, name] = value
+    assert replayed_otherwise(altered) == otherwise
+
+
+def test_decisions_made_in_another_order_differ():
+    swapped = JUDGED.iloc[[1, 0, *range(2, len(JUDGED))]].reset_index(drop=True)
+    assert replayed_otherwise(swapped) == [("b", 1), ("a", 1)]
+
+
+def test_no_decisions_are_replayed_to_none():
+    none = JUDGED.iloc[:0]
+    pd.testing.assert_frame_equal(replay_decisions(none, 3), none)
+
+
+def test_decisions_are_replayed_as_ray_tune_makes_them():
+    rng = np.random.default_rng(0)
+    bracket = _Bracket(1, 9, 3, 0)
+    rows = []
+    for i in range(300):
+        name, epoch, value = str(i), int(rng.choice([1, 3])), round(float(rng.random()), 2)  # with ties
+        # A trial reaches rung 3 only after rung 1; Ray Tune records at the highest that was reached.
+        recorded = next(recorded for mark, recorded in bracket._rungs if mark == epoch)
+        cutoff = bracket.cutoff(recorded)
+        stop = bracket.on_result(_Trial(name), epoch, value) == "STOP"
+        rows.append((name, epoch, float(epoch), value, np.nan if cutoff is None else float(cutoff), stop))
+    decisions = judged(rows)
+    assert 50 < decisions["stop"].sum() < 250
+    pd.testing.assert_frame_equal(replay_decisions(decisions, 3), decisions, check_exact=True)
+
+
+def test_the_decisions_of_a_study_follow_from_the_values_in_its_log(finished_run: Path):
+    decisions = load_decisions(finished_run)
+    trials, epochs = load_trials(finished_run), load_epochs(finished_run)
+    assert set(decisions.loc[decisions["rung"] == 1, "trial_id"]) == set(trials["trial_id"])
+    stopped = trials.loc[trials["status"] == "stopped", "trial_id"]
+    assert set(decisions.loc[decisions["stop"], "trial_id"]) == set(stopped)
+    values = decisions.merge(epochs, on=["trial_id", "epoch"], validate="one_to_one")
+    np.testing.assert_array_equal(values["value"], values["val_accuracy"])
+    assert len(values) == len(decisions)
+    factor = read_study(finished_run)["settings"]["reduction_factor"]
+    pd.testing.assert_frame_equal(replay_decisions(decisions, factor), decisions, check_exact=True)
 
 
 class _Trial:

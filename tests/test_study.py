@@ -15,7 +15,8 @@ import yaml
 
 from analysis import RunError, load_epochs, load_trials, read_study
 from study import SettingsError, StudyError, load_settings, resume_study, run_study
-from study.run import ENDED
+from study.disk import ENDED
+from study.ray_session import ClusterError
 from study.space import list_trials
 from trainables import (
     DataError,
@@ -102,7 +103,7 @@ def test_a_node_holds_one_copy_of_the_images(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every worker the tensors that are trained on lie in the object store's shared memory."""
-    import study.run as module
+    import study.attempt as module
 
     def look(config: dict[str, Any], *, images: tuple[ray.ObjectRef, ray.ObjectRef], **arguments: Any) -> None:
         ranges = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -148,7 +149,7 @@ def test_nothing_but_json_and_yaml_is_read(finished_run: Path, tmp_path: Path) -
     """Every pickle of a copy of the run is replaced by garbage; the tables stay the same."""
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
-    pickles = [*copy.rglob("*.pkl"), *copy.rglob("experiment_state*")]
+    pickles = [*copy.rglob("*.pkl"), *copy.rglob("experiment_state*"), *copy.rglob("*.pt")]
     assert pickles
     for file in pickles:
         file.write_bytes(b"garbage")
@@ -167,32 +168,14 @@ def test_resuming_a_finished_study_changes_nothing(finished_run: Path) -> None:
     pd.testing.assert_frame_equal(before, load_trials(finished_run))
 
 
-def _interrupt(run: Path, keep: int, epochs: dict[str, int]) -> None:
-    """Make a finished run look as if its driver had died: `keep` trials ended, others after so many epochs."""
+def _interrupt(run: Path, keep: int) -> None:
+    """Make a finished run look as if its driver had died when `keep` trials had ended, and the others not begun."""
     trials = list(load_trials(run)["trial_id"])
-    ended = trials[:keep]
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    lines = []
-    for event in events:
-        trial_id = event.get("trial_id")
-        done = epochs.get(trial_id, 0)
-        if event["event"] == "attempt_ended" or (
-            trial_id and trial_id not in ended and event["event"] == "trial_ended"
-        ):
-            continue
-        if event["event"] == "rung" and trial_id not in ended and event["epoch"] > done:
-            continue
-        if event["event"] == "attempt_started":
-            event["pid"] = 2**22 + 1  # more than Linux gives
-        lines.append(json.dumps(event))
-    (run / "events.jsonl").write_text("\n".join(lines) + "\n")
+    kept = [e for e in events if e.get("trial_id") not in trials[keep:] and e["event"] != "attempt_ended"]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in kept))
     for trial_id in trials[keep:]:
-        folder = run / "tune" / "attempt-1" / trial_id
-        rows = (folder / "result.json").read_text().splitlines()[: epochs.get(trial_id, 0)]
-        (folder / "result.json").write_text("".join(row + "\n" for row in rows))
-        for checkpoint in folder.glob("checkpoint_*"):
-            if json.loads((checkpoint / "checkpoint.json").read_text())["epoch"] > epochs.get(trial_id, 0):
-                shutil.rmtree(checkpoint)
+        shutil.rmtree(run / "tune" / "attempt-1" / trial_id)
 
 
 @pytest.mark.parametrize("ended", [1, 3])
@@ -205,7 +188,7 @@ def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
     settings = load_settings("demo", overrides)
     assert run_study(settings, whole, show=False)
     assert run_study(settings, broken, show=False)
-    _interrupt(broken, ended, {})
+    _interrupt(broken, ended)
     assert list(load_trials(broken)["status"]) == ["completed"] * ended + ["pending"] * (4 - ended)
     assert resume_study(broken, show=False)
     drop = ["train_seconds", "images_per_second", "checkpoint"]
@@ -216,9 +199,10 @@ def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
 def test_other_images_are_refused_on_resume(finished_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
+    _interrupt(copy, 3)
     study = yaml.safe_load((copy / "study.yaml").read_text())
     study["data"]["fingerprint"] = "0" * 16
-    (copy / "study.yaml").write_text(yaml.safe_dump(study))
+    (copy / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     with pytest.raises(StudyError, match="began with other images"):
         resume_study(copy, show=False)
 
@@ -230,10 +214,10 @@ def test_a_run_of_another_version_is_refused_on_resume(
     """Its trials would be trained again under other ids."""
     copy = tmp_path / "copy"
     shutil.copytree(finished_run, copy)
-    _interrupt(copy, 3, {})
-    trials = json.loads((copy / "trials.json").read_text())
-    trials[3] |= change
-    (copy / "trials.json").write_text(json.dumps(trials))
+    _interrupt(copy, 3)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["trials"][3] |= change
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="was begun by another version of this project"):
         resume_study(copy, show=False)
 
@@ -255,11 +239,11 @@ def test_optuna_suggests_and_goes_on(tiny: tuple[str, ...], tmp_path: Path) -> N
     # Ask for two more, and forget that one of the three ended: the others are told to the sampler, not run again.
     study = yaml.safe_load((run / "study.yaml").read_text())
     study["settings"]["num_trials"] = 5
-    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    (run / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     lost = trials["trial_id"].iloc[1]
     shutil.rmtree(run / "tune" / "attempt-1" / lost)
     lines = (run / "events.jsonl").read_text().splitlines()
-    kept = [line for line in lines if not ("trial_ended" in line and lost in line)]
+    kept = [line for line in lines if not (lost in line and "trial_started" not in line)]
     (run / "events.jsonl").write_text("\n".join(kept) + "\n")
     assert list(load_trials(run)["status"]) == ["completed", "pending", "completed", "pending", "pending"]
     assert resume_study(run, show=False)
@@ -291,7 +275,7 @@ def test_a_diverging_and_a_failing_trial_keep_their_rows(tiny: tuple[str, ...], 
 def test_a_failing_trial_has_its_error_and_the_rest_goes_on(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import study.run as module
+    import study.attempt as module
 
     def explode(config: dict[str, dict[str, float]], **arguments: object) -> None:
         if config["trial"]["lr"] == 0.05:
@@ -312,7 +296,7 @@ def test_a_failing_trial_has_its_error_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["cpus_per_trial=64"], StudyError, "a trial needs 64 CPUs and 0 GPUs, but there are 2 and 0"),
+        (["cpus_per_trial=64"], ClusterError, "a trial needs 64 CPUs and 0 GPUs, but there are 2 and 0"),
         (["device=cuda"], DeviceError, "device 'cuda': this machine has none"),
         (["dataset=folder", "data_dir=/nonexistent"], DataError, "/nonexistent: no such directory"),
         (["train_size=5000"], DataError, "cannot take 5000 images"),

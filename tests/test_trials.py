@@ -1,10 +1,12 @@
+import contextlib
+import fcntl
 import json
 import math
-import os
 import pickle
-import socket
+import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,24 @@ import pytest
 import torch
 import yaml
 
-from analysis import RunError, load_epochs, load_trials, read_study, varied
-from analysis.trials import checkpoints_of
+from analysis import RunError, load_decisions, load_epochs, load_trials, read_study, varied
+from analysis.trials import count_losses, is_running, load_checkpoints
+from study.events import EventLog
 from trainables import CheckpointError, TrialSettings, load_model
 from trainables.checkpoint import FORMAT
 
 NAN = float("nan")
-HERE = {"pid": os.getpid(), "host": socket.gethostname()}
+Event = tuple[str, dict[str, Any]]
 
 
 def settings(**values: Any) -> dict[str, Any]:
     return TrialSettings(max_epochs=3).model_dump() | values
 
 
-def epoch(number: int, val_accuracy: float = 0.5, **values: Any) -> dict[str, Any]:
-    """A line of result.json: what a trial reports, and the trial_id and pid that Ray Tune adds."""
-    return {
+def epoch(trial_id: str, number: int, val_accuracy: float = 0.5, attempt: int = 1, **values: Any) -> Event:
+    """An epoch as it stands in the event log; at a rung of ASHA also with rung, cutoff and stop."""
+    return "epoch", {
+        "trial_id": trial_id,
         "epoch": number,
         "lr": 0.1,
         "train_loss": 1.0,
@@ -40,85 +44,134 @@ def epoch(number: int, val_accuracy: float = 0.5, **values: Any) -> dict[str, An
         "diverged": False,
         "objective": 0.0 if math.isnan(val_accuracy) else val_accuracy,
         "device": "cpu",
-        "training_iteration": number,
-        "trial_id": "7ebd5_00000",
-        "pid": 4321,
-        "config": {"trial": {"lr": 7.0}},
+        "checkpoint": checkpoint(trial_id, number, attempt),
     } | values
+
+
+def checkpoint(trial_id: str, number: int, attempt: int = 1) -> str:
+    return f"tune/attempt-{attempt}/{trial_id}/checkpoint_{number - 1:06}"
+
+
+def decided(cutoff: float | None, rung: float = 1.0, stop: bool = False) -> dict[str, Any]:
+    return {"rung": rung, "cutoff": cutoff, "stop": stop}
+
+
+def begun(attempt: int = 1) -> Event:
+    return "attempt_started", {"attempt": attempt, "pid": 4321, "host": "somewhere"}
+
+
+def over(attempt: int = 1) -> Event:
+    return "attempt_ended", {"attempt": attempt, "reason": "interrupted"}
+
+
+def started(trial_id: str, attempt: int = 1, **values: Any) -> Event:
+    return "trial_started", {"trial_id": trial_id, "attempt": attempt, "settings": settings(**values)}
+
+
+def ended(trial_id: str) -> Event:
+    return "trial_ended", {"trial_id": trial_id}
+
+
+def lost(trial_id: str, error: str = "ActorDiedError: the node is gone") -> Event:
+    return "trial_lost", {"trial_id": trial_id, "error": error}
+
+
+def log(run: Path, *events: Event) -> None:
+    """Append events to those that a run has."""
+    with (run / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps({"time": 1.5, "event": name, **fields}) + "\n" for name, fields in events)
 
 
 def make_run(
     run: Path,
     trials: Mapping[str, dict[str, Any]],
-    events: Sequence[tuple[str, dict[str, Any]]] = (),
-    results: Mapping[str, Sequence[dict[str, Any]]] = {},
-    checkpoints: Mapping[str, Sequence[int]] = {},
+    events: Sequence[Event] = (),
+    checkpoints: Sequence[str] = (),
     **study_settings: Any,
 ) -> Path:
-    """Write a run directory. Keys of results and checkpoints are ``ATTEMPT/TRIAL``."""
+    """Write a run directory; of the checkpoints that its epochs name, only those listed are there."""
     run.mkdir(parents=True)
     study = {"settings": {"num_trials": None, "search": "grid", **study_settings}, "data": {"num_val_images": 100}}
     (run / "study.yaml").write_text(yaml.safe_dump(study))
     entries = [{"trial_id": trial_id, "settings": values} for trial_id, values in trials.items()]
-    (run / "trials.json").write_text(json.dumps(entries))
-    lines = [json.dumps({"time": 1.0 + i, "event": name, **fields}) for i, (name, fields) in enumerate(events)]
-    (run / "events.jsonl").write_text("".join(line + "\n" for line in lines))
-    for where, rows in results.items():
-        folder = run / "tune" / f"attempt-{where}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for where, epochs in checkpoints.items():
-        for number in epochs:
-            folder = run / "tune" / f"attempt-{where}" / f"checkpoint_{number - 1:06}"
-            folder.mkdir(parents=True)
-            (folder / "checkpoint.json").write_text(json.dumps({"format": 1, "epoch": number}))
+    manifest = {"code": {"study/asha.py": "0a1b"}, "versions": {"ray": "2"}, "settings": {}, "trials": entries}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    log(run, *events)
+    for folder in checkpoints:
+        (run / folder).mkdir(parents=True)
     return run
 
 
-def started(trial_id: str, attempt: int = 1, **values: Any) -> tuple[str, dict[str, Any]]:
-    return "trial_started", {"trial_id": trial_id, "attempt": attempt, "settings": settings(**values)}
+@contextlib.contextmanager
+def held(run: Path, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold the lock of a run as a study does; flock does not care whether that is in another process."""
+    with (run / "lock").open("a") as file:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        yield
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
-IDS = ["waiting", "running", "whole", "unsaid", "stopped", "diverged", "failed", "cut"]
+HOLDER = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+time.sleep(300)
+"""
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Start other processes that hold the lock of a run until they are killed."""
+    with contextlib.ExitStack() as stack:
+
+        def hold(run: Path) -> subprocess.Popen[str]:
+            command = [sys.executable, "-c", HOLDER, str(run / "lock")]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            assert process.stdout.readline() == "held\n"
+            return process
+
+        yield hold
+
+
+IDS = ["waiting", "running", "whole", "unsaid", "stopped", "diverged", "failed", "lost", "cut"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
     """A run in its second attempt, with a trial for each thing that can become of one."""
-    rung = {"epoch": 1, "rung": 1.0, "value": 0.125, "stop": False, "cutoff": None}
-    return make_run(
+    run = make_run(
         tmp_path / "run",
         {name: settings(lr=0.1 / (i + 1), optimizer="sgd" if i % 2 else "adam") for i, name in enumerate(IDS)},
         [
-            ("attempt_started", {"attempt": 1, "pid": dead_pid(), "host": HERE["host"]}),
+            begun(1),
             *(started(name) for name in ("whole", "unsaid", "stopped", "diverged", "failed", "cut")),
-            ("rung", {"trial_id": "whole", **rung}),
-            ("trial_ended", {"trial_id": "whole"}),
-            ("rung", {"trial_id": "stopped", **rung, "value": 0.25, "cutoff": 0.5, "stop": True}),
-            ("trial_ended", {"trial_id": "stopped"}),
-            ("trial_ended", {"trial_id": "diverged"}),
+            epoch("whole", 1, 0.25, **decided(None)),
+            epoch("diverged", 1, 0.125),
+            epoch("whole", 2, 0.75, train_accuracy=0.875),
+            epoch("stopped", 1, 0.25, **decided(0.5, stop=True)),
+            ended("stopped"),
+            epoch("whole", 3, 0.5),
+            ended("whole"),
+            epoch("diverged", 2, NAN, train_loss=NAN, val_loss=NAN, diverged=True),
+            ended("diverged"),
+            epoch("failed", 1),
             ("trial_failed", {"trial_id": "failed", "error": "RuntimeError: out of memory"}),
-            ("attempt_ended", {"attempt": 1, "reason": "interrupted"}),
-            ("attempt_started", {"attempt": 2, **HERE}),
+            *(epoch("unsaid", n) for n in (1, 2, 3)),  # killed between its last epoch and the event
+            *(epoch("cut", n) for n in (1, 2)),
+            # killed here
+            ("changed", {"what": ["device cpu -> cuda"]}),
+            begun(2),
+            started("lost", 2),
             started("running", 2),
+            epoch("running", 1, attempt=2),
+            epoch("lost", 1, attempt=2),
+            lost("lost"),
         ],
-        {
-            "1/whole": [epoch(1, 0.25), epoch(2, 0.75, train_accuracy=0.875), epoch(3, 0.5)],
-            "1/unsaid": [epoch(1), epoch(2), epoch(3)],  # killed between its last epoch and the event
-            "1/stopped": [epoch(1, 0.25)],
-            "1/diverged": [epoch(1, 0.125), epoch(2, NAN, train_loss=NAN, val_loss=NAN, diverged=True)],
-            "1/failed": [epoch(1)],
-            "1/cut": [epoch(1), epoch(2)],
-            "2/running": [epoch(1)],
-        },
-        {"1/whole": [2, 3]},
+        [checkpoint("whole", 2), checkpoint("whole", 3)],
     )
+    with held(run):
+        yield run
 
 
 def test_every_status_is_told(run):
@@ -131,14 +184,18 @@ def test_every_status_is_told(run):
         "stopped": "stopped",
         "diverged": "diverged",
         "failed": "failed",
+        "lost": "pending",
         "cut": "pending",
     }
-    assert trials["epochs"].to_list() == [0, 1, 3, 3, 1, 2, 1, 2]
+    assert trials["epochs"].to_list() == [0, 1, 3, 3, 1, 2, 1, 1, 2]
     assert trials["stop_reason"].dropna().to_dict() == {
         "stopped": "ASHA at epoch 1: accuracy 0.2500 below the cutoff 0.5000 of rung 1",
         "diverged": "loss was nan in epoch 2",
     }
-    assert trials["error"].dropna().to_dict() == {"failed": "RuntimeError: out of memory"}
+    assert trials["error"].dropna().to_dict() == {
+        "failed": "RuntimeError: out of memory",
+        "lost": "ActorDiedError: the node is gone",
+    }
 
 
 def test_a_row_holds_the_best_epoch_and_the_settings(run):
@@ -220,160 +277,443 @@ def test_what_is_not_known_is_missing(run):
 
 
 def test_a_trial_that_diverges_at_once_has_no_best_epoch(tmp_path):
-    lost = epoch(1, NAN, train_loss=math.inf, val_loss=NAN, diverged=True)
-    run = make_run(tmp_path / "run", {"a": settings()}, [started("a")], {"1/a": [lost]}, {"1/a": [1]})
-    assert "NaN" in (run / "tune/attempt-1/a/result.json").read_text()  # bare, as Ray Tune writes it
+    gone = epoch("a", 1, NAN, train_loss=math.inf, val_loss=NAN, diverged=True)
+    run = make_run(tmp_path / "run", {"a": settings()}, [started("a"), gone], [checkpoint("a", 1)])
+    text = (run / "events.jsonl").read_text()
+    assert "NaN" in text  # bare, as Python writes it
+    assert "Infinity" in text
     row = load_trials(run).iloc[0]
     assert (row["status"], row["stop_reason"]) == ("diverged", "loss was inf in epoch 1")
     assert row[["best_epoch", "val_accuracy", "generalization_gap", "checkpoint"]].isna().all()
     assert row["epochs"] == 1
 
 
-def test_the_folder_names_the_trial_whatever_ray_tune_calls_it(run):
+def test_a_trial_that_asha_stops_as_it_diverges_has_diverged(tmp_path):
+    gone = epoch("a", 1, NAN, train_loss=NAN, val_loss=NAN, diverged=True, **decided(0.5, stop=True))
+    run = make_run(tmp_path / "run", {"a": settings()}, [started("a"), gone, ended("a")])
+    row = load_trials(run).iloc[0]
+    assert (row["status"], row["stop_reason"]) == ("diverged", "loss was nan in epoch 1")
+    assert load_decisions(run)[["value", "cutoff", "stop"]].to_numpy().tolist() == [[0.0, 0.5, True]]
+
+
+def test_epochs_stand_by_trial_as_asked_for_and_by_number_however_they_are_logged(run):
     epochs = load_epochs(run)
-    assert list(epochs["trial_id"].unique()) == ["running", "whole", "unsaid", "stopped", "diverged", "failed", "cut"]
+    order = ["running", "whole", "unsaid", "stopped", "diverged", "failed", "lost", "cut"]
+    assert list(epochs["trial_id"].unique()) == order
+    assert epochs["trial_id"].to_list() == sorted(epochs["trial_id"], key=order.index)
     assert epochs.groupby("trial_id")["epoch"].apply(list)["whole"] == [1, 2, 3]
     assert (epochs["lr"] == 0.1).all()
+    log(run, epoch("cut", 4), epoch("cut", 3))
+    assert load_epochs(run).groupby("trial_id")["epoch"].apply(list)["cut"] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("attempt", "status"),
-    [
-        (HERE, "running"),
-        ({"pid": None, "host": "another-host"}, "running"),  # whether it does cannot be known from here
-        ({"pid": None, "host": HERE["host"]}, "pending"),  # a process that is no more
-    ],
-)
-def test_a_trial_runs_while_the_process_of_its_attempt_does(tmp_path, attempt, status):
-    attempt = attempt | {"pid": attempt["pid"] or dead_pid()}
-    events = [("attempt_started", {"attempt": 1, **attempt}), started("a")]
-    run = make_run(tmp_path / "run", {"a": settings()}, events, {"1/a": [epoch(1)]})
-    assert load_trials(run)["status"].to_list() == [status]
-    with (run / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"time": 9, "event": "attempt_ended", "attempt": 1, "reason": "interrupted"}) + "\n")
+def test_a_trial_runs_while_another_process_holds_the_lock(tmp_path, holder):
+    run = make_run(tmp_path / "run", {"a": settings()}, [begun(), started("a"), epoch("a", 1)])
+    assert not is_running(run)
+    assert not (run / "lock").exists()  # asking makes none
     assert load_trials(run)["status"].to_list() == ["pending"]
+
+    process = holder(run)
+    assert is_running(run)
+    assert is_running(str(run))
+    assert load_trials(run)["status"].to_list() == ["running"]
+
+    process.kill()
+    process.wait()
+    assert (run / "lock").exists()  # left behind
+    assert not is_running(run)
+    assert load_trials(run)["status"].to_list() == ["pending"]
+
+
+def test_a_study_that_said_that_it_ended_runs_no_trial(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings()}, [begun(), started("a"), epoch("a", 1)])
+    with held(run):
+        assert load_trials(run)["status"].to_list() == ["running"]
+        log(run, over())
+        assert load_trials(run)["status"].to_list() == ["pending"]
+        log(run, begun(2))  # it goes on, but not yet with this trial
+        assert load_trials(run)["status"].to_list() == ["pending"]
+        log(run, started("a", 2))
+        assert load_trials(run)["status"].to_list() == ["running"]
+
+
+def test_who_looks_whether_a_study_runs_is_not_taken_for_it_and_lets_go(tmp_path):
+    run = make_run(tmp_path / "run", {})
+    with held(run, fcntl.LOCK_SH):
+        assert not is_running(run)
+    with held(run):  # fails if one who looked still held it
+        assert is_running(run)
+    assert not is_running(run)
 
 
 def test_a_failed_trial_that_starts_again_is_no_longer_failed(tmp_path):
     failed = ("trial_failed", {"trial_id": "a", "error": "worker died"})
-    events = [("attempt_started", {"attempt": 1, **HERE}), started("a"), failed, started("a")]
-    row = load_trials(make_run(tmp_path / "run", {"a": settings()}, events)).iloc[0]
+    run = make_run(tmp_path / "run", {"a": settings()}, [begun(), started("a"), failed])
+    with held(run):
+        assert load_trials(run)[["status", "error"]].to_numpy().tolist() == [["failed", "worker died"]]
+        log(run, started("a"))
+        row = load_trials(run).iloc[0]
     assert row["status"] == "running"
     assert pd.isna(row["error"])
 
 
+def test_a_lost_trial_waits_with_its_error_until_it_goes_on(tmp_path):
+    events = [begun(), started("a"), started("b"), epoch("a", 1), epoch("b", 1), lost("a", "node died")]
+    run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, events)
+    with held(run):  # the attempt runs on, with the other trial
+        assert load_trials(run)["status"].to_list() == ["pending", "running"]
+    trials = load_trials(run)
+    assert trials["status"].to_list() == ["pending", "pending"]
+    assert trials["error"].fillna("").to_list() == ["node died", ""]
+    assert trials["epochs"].to_list() == [1, 1]  # those that ended are not lost
+
+    log(run, over(), begun(2), started("a", 2))
+    with held(run):
+        trials = load_trials(run)
+        assert trials["status"].to_list() == ["running", "pending"]
+        assert trials["error"].isna().all()
+        log(run, lost("a", "node died again"))
+        assert load_trials(run).loc[0, ["status", "error"]].to_list() == ["pending", "node died again"]
+    log(run, started("a", 3), epoch("a", 2, attempt=3), epoch("a", 3, attempt=3), ended("a"))
+    row = load_trials(run).iloc[0]
+    assert (row["status"], row["epochs"]) == ("completed", 3)
+    assert pd.isna(row["error"])
+
+
+def test_losses_are_counted_from_the_last_epoch_on(tmp_path):
+    run = make_run(tmp_path / "run", {name: settings() for name in "abc"}, [begun(), started("a"), started("b")])
+    assert count_losses(run) == {"a": 0, "b": 0, "c": 0}
+    log(run, lost("a"), lost("b"), begun(2), started("a", 2), lost("a"))
+    assert count_losses(run) == {"a": 2, "b": 1, "c": 0}
+    log(run, begun(3), started("a", 3), epoch("a", 1, attempt=3), lost("a"))
+    assert count_losses(run) == {"a": 1, "b": 1, "c": 0}
+    log(run, ("trial_lost", {"trial_id": "b"}), lost("stranger"))  # not whole, and of no trial
+    assert count_losses(str(run)) == {"a": 1, "b": 1, "c": 0}
+
+
 def test_an_epoch_that_was_run_twice_stands_once_as_it_was_run_last(tmp_path):
-    results = {
-        "2/a": [epoch(1, 0.1), epoch(2, 0.9), epoch(3, 0.3)],
-        "10/a": [epoch(2, 0.4), epoch(3, 0.6), epoch(4, 0.5)],
-        "1/a": [epoch(1, 0.8)],
-    }
-    run = make_run(tmp_path / "run", {"a": settings(max_epochs=9)}, results=results)
+    events = [
+        epoch("a", 1, 0.8),
+        *(epoch("a", n, value, attempt=2) for n, value in ((1, 0.1), (2, 0.9), (3, 0.3))),
+        *(epoch("a", n, value, attempt=10) for n, value in ((2, 0.4), (3, 0.6), (4, 0.5))),
+    ]
+    folders = [checkpoint("a", 3, attempt=attempt) for attempt in (2, 10)]
+    run = make_run(tmp_path / "run", {"a": settings(max_epochs=9)}, events, folders)
     assert load_epochs(run)[["epoch", "val_accuracy"]].to_numpy().tolist() == [[1, 0.1], [2, 0.4], [3, 0.6], [4, 0.5]]
     row = load_trials(run).iloc[0]
     assert (row["epochs"], row["best_epoch"], row["val_accuracy"]) == (4, 3, 0.6)
     assert row["train_seconds"] == 8
+    assert row["checkpoint"] == str(run / "tune/attempt-10/a/checkpoint_000002")
+
+
+def test_a_decision_on_an_epoch_that_was_run_twice_is_kept(tmp_path):
+    events = [
+        started("first"),
+        started("a"),
+        started("b"),
+        epoch("first", 1, 0.5, **decided(None)),
+        epoch("a", 1, 0.75, **decided(0.5)),
+        epoch("b", 1, 0.25, **decided(0.625, stop=True)),
+        epoch("a", 1, 0.875, attempt=2),
+        epoch("b", 1, 0.375, attempt=2),
+    ]
+    run = make_run(tmp_path / "run", {name: settings() for name in ("first", "a", "b")}, events)
+    assert load_epochs(run)["val_accuracy"].to_list() == [0.5, 0.875, 0.375]
+    # The values are those on which it was decided then.
+    assert load_decisions(run)[["trial_id", "value", "stop"]].to_numpy().tolist() == [
+        ["first", 0.5, False],
+        ["a", 0.75, False],
+        ["b", 0.25, True],
+    ]
+    trials = load_trials(run)
+    assert trials["status"].to_list() == ["pending", "pending", "stopped"]
+    assert trials["stop_reason"].dropna().to_list() == [
+        "ASHA at epoch 1: accuracy 0.2500 below the cutoff 0.6250 of rung 1"
+    ]
+
+
+def test_decisions_stand_in_the_order_in_which_they_were_made(tmp_path):
+    events = [
+        begun(),
+        epoch("b", 1, 0.5, **decided(None, rung=1)),
+        epoch("a", 1, 0.25, **decided(0.5, rung=1, stop=True)),
+        epoch("b", 2, 0.625),
+        epoch("c", 1, 0.75, **decided(0.375, rung=1)),
+        over(),
+        begun(2),
+        epoch("c", 2, 0.5, attempt=2),
+        epoch("c", 3, 0.875, attempt=2, **decided(None, rung=2.5)),
+        epoch("b", 3, NAN, attempt=2, train_loss=NAN, diverged=True, **decided(0.875, rung=2.5, stop=True)),
+        epoch("c", 4, 1.0, attempt=2),
+    ]
+    run = make_run(tmp_path / "run", {name: settings() for name in "abc"}, events)
+    decisions = load_decisions(run)
+    assert {name: str(dtype) for name, dtype in decisions.dtypes.items()} == {
+        "trial_id": "str",
+        "epoch": "int64",
+        "rung": "float64",
+        "value": "float64",
+        "cutoff": "float64",
+        "stop": "bool",
+    }
+    assert list(decisions.columns) == ["trial_id", "epoch", "rung", "value", "cutoff", "stop"]
+    assert list(decisions.index) == [0, 1, 2, 3, 4]
+    assert decisions["cutoff"].isna().to_list() == [True, False, False, True, False]
+    assert decisions.fillna(-1.0).to_numpy().tolist() == [
+        ["b", 1, 1.0, 0.5, -1.0, False],
+        ["a", 1, 1.0, 0.25, 0.5, True],
+        ["c", 1, 1.0, 0.75, 0.375, False],
+        ["c", 3, 2.5, 0.875, -1.0, False],
+        ["b", 3, 2.5, 0.0, 0.875, True],
+    ]
+
+
+def test_a_run_without_decisions_has_a_table_of_the_same_form(tmp_path):
+    some = make_run(tmp_path / "some", {"a": settings()}, [epoch("a", 1, **decided(None))])
+    none = make_run(tmp_path / "none", {"a": settings()}, [epoch("a", 1)])
+    assert load_decisions(none).empty
+    assert load_decisions(none).dtypes.to_dict() == load_decisions(some).dtypes.to_dict()
+    both = load_decisions([none, some])
+    assert list(both.columns) == ["run", "trial_id", "epoch", "rung", "value", "cutoff", "stop"]
+    assert both[["run", "trial_id", "epoch"]].to_numpy().tolist() == [[str(some), "a", 1]]
+    assert both["stop"].dtype == "bool"
 
 
 def test_of_equal_epochs_the_last_is_the_best_and_has_the_checkpoint(tmp_path):
-    results = {"1/a": [epoch(1, 0.5), epoch(2, 0.7, val_loss=1.0)], "2/a": [epoch(3, 0.7, val_loss=2.0), epoch(4, 0.6)]}
-    checkpoints = {"1/a": [2], "2/a": [3, 4]}
-    run = make_run(tmp_path / "run", {"a": settings(max_epochs=9)}, results=results, checkpoints=checkpoints)
+    events = [
+        epoch("a", 1, 0.5),
+        epoch("a", 2, 0.7, val_loss=1.0),
+        epoch("a", 3, 0.7, attempt=2, val_loss=2.0),
+        epoch("a", 4, 0.6, attempt=2),
+        epoch("b", 1, 0.5),
+    ]
+    folders = [checkpoint("a", 2), checkpoint("a", 3, 2), checkpoint("a", 4, 2)]
+    run = make_run(tmp_path / "run", {"a": settings(max_epochs=9), "b": settings()}, events, folders)
     row = load_trials(run).iloc[0]
     assert (row["best_epoch"], row["val_loss"]) == (3, 2.0)
     assert row["checkpoint"] == str(run / "tune/attempt-2/a/checkpoint_000002")
-    assert checkpoints_of(run, "a") == {
-        number: run / f"tune/attempt-{attempt}/a/checkpoint_{number - 1:06}"
-        for number, attempt in ((2, 1), (3, 2), (4, 2))
+    assert {name: found for name, found in load_checkpoints(run).items() if found} == {
+        "a": {
+            number: run / f"tune/attempt-{attempt}/a/checkpoint_{number - 1:06}"
+            for number, attempt in ((2, 1), (3, 2), (4, 2))
+        }
     }
+    assert load_checkpoints(str(run)) == load_checkpoints(run)
 
 
 def test_the_checkpoint_of_another_epoch_is_not_the_best_ones(tmp_path):
-    results = {"1/a": [epoch(1, 0.7), epoch(2, 0.5)]}
-    run = make_run(tmp_path / "run", {"a": settings()}, results=results, checkpoints={"1/a": [2]})
+    events = [epoch("a", 1, 0.7), epoch("a", 2, 0.5)]
+    run = make_run(tmp_path / "run", {"a": settings()}, events, [checkpoint("a", 2)])
     assert load_trials(run)["checkpoint"].isna().all()
 
 
-HALF = json.dumps(epoch(2))[:-20]
+def test_a_checkpoint_that_was_removed_is_missing(tmp_path):
+    events = [epoch("a", 1, 0.7), epoch("a", 2, 0.5), epoch("b", 1), epoch("c", 1, checkpoint=None)]
+    folders = [checkpoint("a", 1), checkpoint("a", 2), checkpoint("b", 1)]
+    run = make_run(tmp_path / "run", {name: settings() for name in "abc"}, events, folders)
+    assert load_trials(run)["checkpoint"].notna().to_list() == [True, True, False]
+    shutil.rmtree(run / folders[0])
+    (run / folders[2]).rmdir()
+    (run / folders[2]).write_text("a file is no checkpoint")
+    assert load_trials(run)["checkpoint"].isna().all()
+    assert load_checkpoints(run)["a"] == {2: run / folders[1]}
+    assert not load_checkpoints(run).get("b")
+    assert load_trials(run)["val_accuracy"].to_list() == [0.7, 0.5, 0.5]  # known all the same
+
+
+HALF = json.dumps({"time": 1.0, "event": "epoch", **epoch("a", 2)[1]})[:-20]
 
 
 @pytest.mark.parametrize(
-    "garbage", [HALF, "\0" * 50, "[1, 2]\n7\nnull\n", "Traceback\n", '{"epoch": 2}\n', '{"epoch": "2", "lr": 0.1}\n']
+    "garbage",
+    [
+        HALF,
+        "\0" * 50,
+        "[1, 2]\n7\nnull\n",
+        "Traceback\n",
+        '{"event": "epoch"}\n',
+        '{"event": "epoch", "trial_id": "a", "epoch": 2}\n',
+        '{"event": ["epoch"], "trial_id": "a", "epoch": 2, "lr": 0.1}\n',
+        json.dumps(epoch("a", 2)[1]) + "\n",
+    ],
 )
 def test_a_line_that_cannot_be_read_costs_only_itself(tmp_path, garbage):
-    run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, [], {"1/a": [epoch(1)], "1/b": [epoch(1)]})
-    with (run / "tune/attempt-1/a/result.json").open("a") as file:
-        file.write(garbage)
+    run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, [epoch("a", 1), epoch("b", 1)])
     with (run / "events.jsonl").open("a") as file:
         file.write(garbage)
     assert load_trials(run)["epochs"].to_list() == [1, 1]
-    assert load_epochs(run)[["trial_id", "epoch"]].to_numpy().tolist() == [["a", 1], ["b", 1]]
+    name, fields = epoch("b", 2, **decided(None))
+    EventLog(run).append(name, **fields)  # the study goes on
+    assert load_trials(run)["epochs"].to_list() == [1, 2]
+    assert load_epochs(run)[["trial_id", "epoch"]].to_numpy().tolist() == [["a", 1], ["b", 1], ["b", 2]]
+    assert load_decisions(run)[["trial_id", "epoch"]].to_numpy().tolist() == [["b", 2]]
+
+
+NUMBERS = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds", "images_per_second")
 
 
 def test_an_epoch_without_one_of_its_numbers_costs_only_itself(tmp_path):
-    needed = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "epoch_seconds", "images_per_second")
-    results = {}
-    for name in needed:
-        lacking = epoch(2)
+    events = []
+    for name in NUMBERS:
+        _, lacking = epoch(name, 2, 0.75, **decided(None))
         del lacking[name]
-        results[f"1/{name}"] = [epoch(1), lacking]
-    run = make_run(tmp_path / "run", {name: settings() for name in needed}, results=results)
+        events += [epoch(name, 1), ("epoch", lacking)]
+    run = make_run(tmp_path / "run", {name: settings() for name in NUMBERS}, events)
     trials = load_trials(run)
-    assert trials["trial_id"].to_list() == list(needed)
-    assert trials["val_accuracy"].to_list() == [0.5] * len(needed)
+    assert trials["trial_id"].to_list() == list(NUMBERS)
+    assert trials["val_accuracy"].to_list() == [0.5] * len(NUMBERS)
+    assert trials["epochs"].to_list() == [1] * len(NUMBERS)
+    assert load_decisions(run).empty
 
 
-def test_files_that_are_something_else_cost_only_their_trial(tmp_path):
-    ids = ("good", "binary", "folder", "missing")
+def around(tmp_path: Path, damaged: dict[str, Any]) -> Path:
+    """A run with a damaged event amid whole ones."""
+    events = [
+        epoch("a", 1, 0.5, **decided(None)),
+        epoch("b", 1, 0.25, **decided(0.5, stop=True)),
+        ("epoch", damaged),
+        epoch("a", 3, 0.75, **decided(None, rung=3)),
+    ]
+    return make_run(tmp_path / "run", {"a": settings(max_epochs=9), "b": settings()}, events)
+
+
+OUTSIDE = "tune/attempt-1/../../../elsewhere/checkpoint_000000"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in NUMBERS for value in ("0.5", None, True, [0.5], {})),
+        *(("epoch", value) for value in ("2", 2.0, None, True, [2])),
+        *(("trial_id", value) for value in (7, None, ["a"], {"a": 1}, "stranger")),
+        *(("checkpoint", value) for value in (7, ["tune"], {}, True, "", OUTSIDE)),
+    ],
+)
+def test_an_epoch_with_a_value_of_the_wrong_type_costs_only_itself(tmp_path, name, value):
+    _, whole = epoch("a", 2, 0.875, **decided(None))
+    (tmp_path / "whole").mkdir()
+    assert load_trials(around(tmp_path / "whole", whole))["epochs"].to_list() == [3, 1]
+    run = around(tmp_path, {**whole, name: value})
+    trials = load_trials(run)
+    assert trials["epochs"].to_list() == [2, 1]
+    assert trials["val_accuracy"].to_list() == [0.75, 0.25]
+    assert trials["status"].to_list() == ["pending", "stopped"]
+    assert load_epochs(run)[["trial_id", "epoch"]].to_numpy().tolist() == [["a", 1], ["a", 3], ["b", 1]]
+    assert load_decisions(run)["value"].to_list() == [0.5, 0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rung": "one"},
+        {"rung": None},
+        {"rung": [1]},
+        {"cutoff": "0.5"},
+        {"cutoff": "half"},
+        {"cutoff": [0.5]},
+        {"stop": "no"},
+        {"stop": None},
+        {"objective": "much"},
+        {"objective": None},
+        {"stop": ...},
+        {"cutoff": ...},
+        {"objective": ...},
+    ],
+)
+def test_a_damaged_decision_costs_only_itself(tmp_path, damage):
+    _, fields = epoch("a", 2, 0.875, **decided(0.5, rung=2))
+    damaged = {name: value for name, value in {**fields, **damage}.items() if value is not ...}
+    run = around(tmp_path, damaged)
+    assert load_decisions(run)["value"].to_list() == [0.5, 0.25, 0.75]
+    assert load_trials(run)["status"].to_list() == ["pending", "stopped"]
+    epochs = load_epochs(run).query("trial_id == 'b' or epoch != 2")
+    assert epochs[["trial_id", "epoch"]].to_numpy().tolist() == [["a", 1], ["a", 3], ["b", 1]]
+
+
+def test_files_that_are_something_else_cost_only_what_they_would_say(tmp_path):
+    ids = ("good", "file", "late", "missing")
     run = make_run(
         tmp_path / "run",
         {name: settings() for name in ids},
-        [],
-        {"1/good": [epoch(1)]},
-        {"1/good": [1], "1/binary": [1]},
+        [
+            epoch("good", 1),
+            epoch("file", 1),
+            epoch("stranger", 1, **decided(None)),
+            ended("stranger"),
+            lost("stranger"),
+        ],
+        [checkpoint("good", 1)],
     )
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(bytes(range(256)) * 4 + b"\n")
+    log(run, epoch("late", 1))
     tune = run / "tune/attempt-1"
-    (tune / "binary/result.json").write_bytes(bytes(range(256)) * 4)
-    (tune / "binary/checkpoint_000000/checkpoint.json").write_bytes(b"\xff\xfe\x00")
-    (tune / "folder/result.json").mkdir(parents=True)
+    (tune / "file").mkdir()
+    (tune / "file/checkpoint_000000").write_bytes(b"\xff\xfe\x00")
     (tune / "stranger").mkdir()
-    (tune / "stranger/result.json").write_text(json.dumps(epoch(1)))
     (tune / "notes.txt").write_text("not a trial")
     (run / "tune/attempt-x").mkdir()
     trials = load_trials(run)
     assert trials["trial_id"].to_list() == list(ids)
-    assert trials["epochs"].to_list() == [1, 0, 0, 0]
+    assert trials["epochs"].to_list() == [1, 1, 1, 0]
     assert trials["checkpoint"].notna().to_list() == [True, False, False, False]
-    assert load_epochs(run)["trial_id"].to_list() == ["good"]
+    assert load_epochs(run)["trial_id"].to_list() == ["good", "file", "late"]
+    assert load_decisions(run).empty
+    assert set(load_checkpoints(run)) <= set(ids)
+
+    (run / "events.jsonl").unlink()
+    (run / "events.jsonl").mkdir()
+    assert load_trials(run)["epochs"].to_list() == [0, 0, 0, 0]
+    (run / "manifest.json").unlink()
+    (run / "manifest.json").mkdir()
+    assert load_trials(run).empty
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b'{"a": 1}', b"[1, 2]", b'[{"trial_id": "a"}]'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b'{"a": 1}',
+        b"[1, 2]",
+        b'{"trials": null}',
+        b'{"trials": {"a": 1}}',
+        b'{"trials": [1, null, {"trial_id": "a"}, {"settings": {}}, {"trial_id": "a", "settings": 3}]}',
+        b'{"trials": [{"trial_id": 7, "settings": {}}, {"trial_id": ["a"], "settings": {}}]}',
+    ],
+)
 def test_trials_are_read_from_the_log_where_their_list_is_garbage(tmp_path, content):
-    run = make_run(tmp_path / "run", {}, [started("b", lr=0.5)], {"1/b": [epoch(1)]})
-    (run / "trials.json").write_bytes(content)
+    run = make_run(tmp_path / "run", {}, [started("b", lr=0.5), epoch("b", 1)])
+    (run / "manifest.json").write_bytes(content)
     trials = load_trials(run).set_index("trial_id")
+    assert trials.index.to_list() == ["b"]
     assert trials.loc["b", ["epochs", "lr"]].to_list() == [1, 0.5]
 
 
-def test_without_events_and_results_every_trial_is_pending(tmp_path):
+def test_a_damaged_entry_of_the_manifest_costs_only_its_trial(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings(), "b": settings(lr=0.5)})
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["trials"][1:1] = [7, None, {"trial_id": "x"}, {"trial_id": 5, "settings": {}}]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert load_trials(run)[["trial_id", "lr"]].to_numpy().tolist() == [["a", 0.1], ["b", 0.5]]
+
+
+def test_without_a_log_every_trial_is_pending(tmp_path):
     run = make_run(tmp_path / "run", {"a": settings(), "b": settings(lr=0.5)})
     (run / "events.jsonl").unlink()
     trials = load_trials(run)
     assert trials["status"].to_list() == ["pending", "pending"]
     assert trials["lr"].to_list() == [0.1, 0.5]
     assert load_epochs(run).empty
+    assert load_decisions(run).empty
 
 
 def test_a_search_that_chooses_as_it_goes_has_rows_for_what_it_has_not_chosen(tmp_path):
-    events = [
-        ("attempt_started", {"attempt": 1, **HERE}),
-        started("a", lr=0.5),
-        started("b"),
-        ("trial_ended", {"trial_id": "a"}),
-    ]
-    results = {"1/a": [epoch(n) for n in (1, 2, 3)]}
-    run = make_run(tmp_path / "run", {}, events, results, search="optuna", num_trials=4)
-    trials = load_trials(run)
+    events = [begun(), started("a", lr=0.5), started("b"), *(epoch("a", n) for n in (1, 2, 3)), ended("a")]
+    run = make_run(tmp_path / "run", {}, events, search="optuna", num_trials=4)
+    with held(run):
+        trials = load_trials(run)
     assert trials["trial_id"].to_list() == ["a", "b", "pending-3", "pending-4"]
     assert trials["status"].to_list() == ["completed", "running", "pending", "pending"]
     assert trials["epochs"].to_list() == [3, 0, 0, 0]
@@ -390,50 +730,58 @@ def test_a_search_that_has_not_begun_is_pending_throughout(tmp_path):
 
 
 def test_a_random_search_with_fewer_trials_than_asked_for_ends(tmp_path):
-    # Whole numbers allow fewer trials than asked for: the list in trials.json is all that there will be.
+    # Whole numbers allow fewer trials than asked for: those of the manifest are all that there will be.
     run = make_run(tmp_path / "run", {"a": settings(), "b": settings(width=65)}, search="random", num_trials=10)
     assert load_trials(run)["trial_id"].to_list() == ["a", "b"]
 
 
 def test_several_runs_are_told_apart(run, tmp_path):
     other = make_run(
-        tmp_path / "other", {"whole": settings(lr=0.9)}, results={"1/whole": [epoch(n) for n in (1, 2, 3)]}
+        tmp_path / "other", {"whole": settings(lr=0.9)}, [epoch("whole", n, **decided(None, n)) for n in (1, 2, 3)]
     )
     waiting = make_run(tmp_path / "waiting", {}, search="optuna", num_trials=1)
     trials, epochs = load_trials([run, str(other), waiting]), load_epochs(iter([run, other, waiting]))
     assert list(trials.columns) == ["run", *load_trials(run).columns]
-    assert trials["run"].to_list() == [str(run)] * 8 + [str(other), str(waiting)]
+    assert trials["run"].to_list() == [str(run)] * 9 + [str(other), str(waiting)]
     assert trials["status"].dtype == load_trials(run)["status"].dtype
-    assert list(trials.index) == list(range(10))
+    assert list(trials.index) == list(range(11))
     assert trials.query("lr > 0.8")["run"].to_list() == [str(other)]
     assert list(epochs.columns) == ["run", *load_epochs(run).columns]
-    assert epochs["run"].value_counts().to_dict() == {str(run): 13, str(other): 3}
+    assert epochs["run"].value_counts().to_dict() == {str(run): 14, str(other): 3}
     assert epochs["epoch"].dtype == "int64"
     assert list(load_trials([run]).columns) == list(trials.columns)
-    with pytest.raises(RunError, match="no run"):
-        load_trials([])
+    decisions = load_decisions([run, other])
+    assert decisions[["run", "trial_id", "rung"]].to_numpy().tolist() == [
+        *([str(run), name, 1.0] for name in ("whole", "stopped")),
+        *([str(other), "whole", rung] for rung in (1.0, 2.0, 3.0)),
+    ]
+    for load in (load_trials, load_epochs, load_decisions):
+        with pytest.raises(RunError, match="no run"):
+            load([])
 
 
 def test_queries_read_as_one_would_guess(tmp_path):
-    values = [("sgd", 0.1), ("sgd", 0.01), ("sgd", 0.001), ("adam", 0.01)]
-    trials = {f"{name}-{lr}": settings(optimizer=name, lr=lr, normalize=lr < 0.1) for name, lr in values}
-    run = make_run(tmp_path / "run", trials, results={"1/sgd-0.01": [epoch(1, 0.7)]})
+    values = {"a": ("sgd", 0.1), "b": ("sgd", 0.01), "c": ("sgd", 0.001), "d": ("adam", 0.01)}
+    trials = {key: settings(optimizer=name, lr=lr, normalize=lr < 0.1) for key, (name, lr) in values.items()}
+    run = make_run(tmp_path / "run", trials, [epoch("b", 1, 0.7, **decided(0.75, stop=True))])
     table = load_trials(run)
-    assert table.query("optimizer == 'sgd' and lr <= 0.01")["trial_id"].to_list() == ["sgd-0.01", "sgd-0.001"]
-    assert table.query("val_accuracy > 0.6 and status == 'pending'")["trial_id"].to_list() == ["sgd-0.01"]
-    assert table.query("not normalize")["trial_id"].to_list() == ["sgd-0.1"]
-    assert load_epochs(run).query("epoch == 1 and val_accuracy > 0.6")["trial_id"].to_list() == ["sgd-0.01"]
+    assert table.query("optimizer == 'sgd' and lr <= 0.01")["trial_id"].to_list() == ["b", "c"]
+    assert table.query("val_accuracy > 0.6 and status == 'stopped'")["trial_id"].to_list() == ["b"]
+    assert table.query("not normalize")["trial_id"].to_list() == ["a"]
+    assert load_epochs(run).query("epoch == 1 and val_accuracy > 0.6")["trial_id"].to_list() == ["b"]
+    assert load_decisions(run).query("stop and value < cutoff")["trial_id"].to_list() == ["b"]
 
 
-def test_a_missing_run_is_said_to_be_missing(tmp_path):
+@pytest.mark.parametrize("load", [load_trials, load_epochs, load_decisions])
+def test_a_missing_run_is_said_to_be_missing(tmp_path, load):
     with pytest.raises(RunError, match=r"nowhere: no such run; python -m study list"):
-        load_trials(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"empty: is no run directory \(study.yaml is missing\)"):
-        load_epochs(tmp_path / "empty")
+        load(tmp_path / "empty")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
-        load_trials(tmp_path / "file")
+        load(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -450,7 +798,7 @@ def test_a_missing_run_is_said_to_be_missing(tmp_path):
 def test_a_broken_study_is_said_to_be_broken(tmp_path, content, message):
     run = make_run(tmp_path / "run", {"a": settings()})
     (run / "study.yaml").write_bytes(content)
-    for load in (load_trials, load_epochs):
+    for load in (load_trials, load_epochs, load_decisions):
         with pytest.raises(RunError, match=message):
             load(run)
 
@@ -470,9 +818,43 @@ class Evil:
         return Path.touch, (self.file,)
 
 
+@pytest.mark.parametrize(
+    "folder",
+    [
+        OUTSIDE,
+        "tune/attempt-1/a/checkpoint_000000/../../../../../elsewhere/checkpoint_000000",
+        "../elsewhere/tune/attempt-1/a/checkpoint_000000",
+        "tune/attempt-1/../checkpoint_000001",
+        "{tmp_path}/elsewhere/checkpoint_000000",
+        "../elsewhere",
+        "tune",
+        ".",
+    ],
+)
+def test_a_checkpoint_is_never_outside_of_its_run(tmp_path, folder):
+    for place in ("checkpoint_000000", "tune/attempt-1/a/checkpoint_000000"):
+        (tmp_path / "elsewhere" / place).mkdir(parents=True)
+    folder = folder.format(tmp_path=tmp_path)
+    events = [epoch("a", 1, 0.5), epoch("a", 2, 0.75, checkpoint=folder)]
+    run = make_run(tmp_path / "run", {"a": settings()}, events, [checkpoint("a", 1)])
+    (run / "tune/checkpoint_000001").mkdir()
+    assert (run / folder).is_dir()  # it would be found
+    assert load_trials(run)["checkpoint"].to_list() == [str(run / checkpoint("a", 1))]
+    assert load_checkpoints(run) == {"a": {1: run / checkpoint("a", 1)}}
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "/elsewhere", "a/b", "..", ".", "", "a\n", "a b"])
+def test_a_trial_whose_id_is_no_folder_of_its_own_is_none(tmp_path, name):
+    events = [started("b-2"), started(name), epoch(name, 1, checkpoint=None, **decided(None)), epoch("b-2", 1)]
+    run = make_run(tmp_path / "run", {"a_1": settings(), name: settings()}, events)
+    assert load_trials(run)["trial_id"].to_list() == ["a_1", "b-2"]
+    assert load_epochs(run)["trial_id"].to_list() == ["b-2"]
+    assert load_decisions(run).empty
+
+
 def test_nothing_in_a_run_is_executed(tmp_path):
     touched = tmp_path / "touched"
-    run = make_run(tmp_path / "run", {"a": settings()}, [started("a")], {"1/a": [epoch(1)]}, {"1/a": [1]})
+    run = make_run(tmp_path / "run", {"a": settings()}, [started("a"), epoch("a", 1)], [checkpoint("a", 1)])
     pickle.loads(pickle.dumps(Evil(touched)))
     assert touched.exists()  # it would work
     touched.unlink()

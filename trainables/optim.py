@@ -13,6 +13,8 @@ from trainables.settings import TrialSettings
 WSD_DECAY_SHARE = 0.3
 # As in airbench94_muon (Jordan, 2024); five took two thirds longer and gained nothing here.
 NEWTON_SCHULZ_STEPS = 3
+# How many numbers an optimizer keeps for each weight.
+STATE_COPIES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}
 
 
 class Muon(torch.optim.Optimizer):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,21 @@ from ray import tune
 
 from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.device import resolve_device
+from trainables.errors import UserError
 from trainables.settings import TrialSettings
 from trainables.train import train
 
 OBJECTIVE = "objective"
 
 
+class StorageError(UserError):
+    """A node of the cluster does not see the run directory."""
+
+
 def run_trial(
     config: dict[str, Any],
     *,
+    run: str | None,
     fixed: dict[str, Any],
     images: tuple[ray.ObjectRef, ray.ObjectRef],
     device: str,
@@ -34,23 +41,29 @@ def run_trial(
 
     Args:
         config: ``{"trial": hyperparameters}`` as the search gives them.
+        run: the run directory; None if it lies at a URI, which all nodes see.
         fixed: the hyperparameters that do not vary.
         images: in Ray's object store, the :class:`ImageData` to train and to validate on; read in place.
         device: see :func:`trainables.device.resolve_device`.
         num_threads: CPU threads of the trial.
-        checkpoints: for trials begun by an earlier attempt, the folder to go on from, by trial id.
+        checkpoints: for trials begun by an earlier attempt, path or URI of what to go on from, by trial id.
+
+    Raises:
+        StorageError: if this node does not see the run directory.
     """
+    if run is not None and not Path(run, "study.yaml").exists():
+        raise StorageError(f"{run}: is not shared by all nodes: {platform.node()} does not see it")
     torch.set_num_threads(num_threads)
     settings = TrialSettings(**{**fixed, **config["trial"]})
     recovered = tune.get_checkpoint()
     begun = Path(tune.get_context().get_trial_dir()).name
+    if recovered is None and begun in checkpoints:
+        recovered = tune.Checkpoint(checkpoints[begun])
     train_data, val_data = ray.get(list(images))
     state = None
     if recovered is not None:
         with recovered.as_directory() as folder:
             state = load_checkpoint(folder, device)
-    elif begun in checkpoints:
-        state = load_checkpoint(checkpoints[begun], device)
     name = str(resolve_device(device))
     for metrics, trained in train(settings, train_data, val_data, device=device, state=state):
         report = dataclasses.asdict(metrics)

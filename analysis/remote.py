@@ -1,0 +1,183 @@
+"""Runs on other storage, at a URI such as s3://bucket/runs/NAME: a local copy of them, filled as far as it is needed.
+
+The copy is an ordinary run directory under ~/.cache/recipe-studies (or XDG_CACHE_HOME). What is small is brought over
+whenever it has changed; of checkpoints only the folders, until one of them is used.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from pyarrow import ArrowInvalid, fs
+
+from trainables.errors import UserError
+
+RunPath: TypeAlias = str | Path
+SMALL_FILES = ("manifest.json", "events.jsonl", "study.yaml")  # study.yaml last: a directory that has it is a whole run
+HEARTBEAT, HEARTBEAT_SECONDS = "heartbeat", 60.0
+_URI = ".uri"
+_FRESH_SECONDS = 2.0
+
+
+class RemoteError(UserError):
+    """Storage that cannot be reached or used."""
+
+
+def is_uri(run: RunPath) -> bool:
+    """Return whether a run is given by a URI rather than a path."""
+    return isinstance(run, str) and "://" in run
+
+
+def run_path(text: str) -> RunPath:
+    """Return a run as given on a command line: a URI as text, anything else as a path."""
+    return text.rstrip("/") if is_uri(text) else Path(text)
+
+
+def source(run: Path) -> str:
+    """Return what to call a run: the URI that a directory is the copy of, or the directory itself."""
+    try:
+        return (run / _URI).read_text()
+    except OSError:
+        return str(run)
+
+
+def open_storage(run: RunPath) -> tuple[fs.FileSystem, str]:
+    """Return the file system on which a run lies, and its path there.
+
+    Raises:
+        RemoteError: if the URI is of no known kind.
+    """
+    try:
+        if is_uri(run):
+            return fs.FileSystem.from_uri(str(run))
+        return fs.LocalFileSystem(), str(Path(run).absolute())
+    except (ArrowInvalid, OSError) as error:
+        raise RemoteError(f"{run}: not a path, nor a URI that can be used ({error})") from error
+
+
+def copy_of(uri: str) -> Path:
+    """Return the directory in which a run at a URI has its local copy."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "recipe-studies" / f"{uri.rsplit('/', 1)[-1]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
+
+
+def local_run(run: RunPath) -> Path:
+    """Return a directory that holds a run's tables: the run itself, or the copy of what lies at a URI, made now.
+
+    Raises:
+        RemoteError: if the URI cannot be read.
+    """
+    if not is_uri(run):
+        return Path(run)
+    uri = str(run)
+    copy = copy_of(uri)
+    marker = copy / _URI
+    if marker.exists() and 0 <= time.time() - marker.stat().st_mtime < _FRESH_SECONDS:
+        return copy
+    with _explained(uri):
+        _bring(*open_storage(uri), copy)
+    list_checkpoints(copy, uri)
+    copy.mkdir(parents=True, exist_ok=True)
+    marker.write_text(uri)
+    return copy
+
+
+def fetch_checkpoint(folder: Path) -> Path:
+    """Return a checkpoint's folder with its files in it, bringing them over if it is of a run at a URI.
+
+    Raises:
+        RemoteError: if they cannot be read.
+    """
+    run = next((parent for parent in folder.parents if (parent / _URI).exists()), None)
+    if run is None or (folder / "checkpoint.json").exists():
+        return folder
+    uri = source(run)
+    with _explained(uri):
+        storage, base = open_storage(uri)
+        there = f"{base}/{folder.relative_to(run).as_posix()}"
+        names = [info.base_name for info in storage.get_file_info(fs.FileSelector(there)) if info.is_file]
+        for name in sorted(names, key=lambda name: name == "checkpoint.json"):  # it says that the others are there
+            _download(storage, f"{there}/{name}", folder / name)
+    return folder
+
+
+def upload(run: Path, uri: str, sent: dict[str, int]) -> None:
+    """Bring the small files of a run to its URI that have grown since, and a sign of life.
+
+    Args:
+        run: the local copy, in which the study runs.
+        uri: where to.
+        sent: size of each file when it was sent; kept up to date here.
+    """
+    with _explained(uri):
+        storage, base = open_storage(uri)
+        for name in SMALL_FILES:
+            size = (run / name).stat().st_size if (run / name).exists() else 0
+            if size != sent.get(name, 0):
+                _write(storage, f"{base}/{name}", (run / name).read_bytes())
+                sent[name] = size
+        _write(storage, f"{base}/{HEARTBEAT}", json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RemoteError(f"{uri}: storage cannot be used ({reason})") from error
+
+
+def _bring(storage: fs.FileSystem, base: str, copy: Path) -> None:
+    there = {info.base_name: info for info in storage.get_file_info(fs.FileSelector(base, allow_not_found=True))}
+    if "study.yaml" not in there:
+        shutil.rmtree(copy, ignore_errors=True)
+        return
+    with storage.open_input_stream(f"{base}/study.yaml") as stream:
+        study = stream.readall()
+    if (copy / "study.yaml").exists() and (copy / "study.yaml").read_bytes() != study:
+        shutil.rmtree(copy)  # another study has taken its place
+    copy.mkdir(parents=True, exist_ok=True)
+    for name in (*SMALL_FILES, HEARTBEAT):
+        # The log only grows: where the study ran here, the copy may be ahead of what was sent.
+        mine = (copy / name).stat().st_size if (copy / name).exists() else -1
+        if name in there and (name != "events.jsonl" or there[name].size > mine):
+            _download(storage, f"{base}/{name}", copy / name)
+    if HEARTBEAT not in there:
+        (copy / HEARTBEAT).unlink(missing_ok=True)
+
+
+def list_checkpoints(copy: Path, uri: str) -> None:
+    """Make in the copy of a run the folders of the checkpoints that are at its URI, and no others.
+
+    Raises:
+        RemoteError: if the URI cannot be read.
+    """
+    with _explained(uri):
+        storage, base = open_storage(uri)
+        files = storage.get_file_info(fs.FileSelector(f"{base}/tune", recursive=True, allow_not_found=True))
+    there = {Path(info.path).parent.relative_to(base) for info in files if info.base_name == "checkpoint.json"}
+    for folder in copy.glob("tune/*/*/checkpoint_*"):
+        if folder.relative_to(copy) not in there:
+            shutil.rmtree(folder)
+    for name in there:
+        (copy / name).mkdir(parents=True, exist_ok=True)
+
+
+def _download(storage: fs.FileSystem, path: str, file: Path) -> None:
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with storage.open_input_stream(path) as stream:
+        draft.write_bytes(stream.readall())
+    os.replace(draft, file)
+
+
+def _write(storage: fs.FileSystem, path: str, content: bytes) -> None:
+    with storage.open_output_stream(path) as stream:
+        stream.write(content)

@@ -1,0 +1,371 @@
+"""One attempt at a study: the trials that are left, handed to Ray Tune.
+
+Ray Tune is given each attempt as an experiment of its own, and its restore is not used: it forgets ASHA's rungs, and
+starts a fresh one-trial run where its state file is truncated. What is left to do is read from the run directory.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import ray
+from pyarrow import fs
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+from ray.tune.experiment import Trial
+from ray.tune.logger import TBXLoggerCallback
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from analysis.remote import RunPath, is_uri, open_storage, source
+from analysis.trials import count_losses, load_checkpoints, load_decisions, load_trials
+from study.asha import RecordingASHA, trial_name
+from study.disk import ENDED, Checkpoints, DiskFullError, as_text, free_bytes
+from study.events import EventLog
+from study.manifest import read_manifest
+from study.progress import Progress
+from study.ray_session import Resources
+from study.settings import StudySettings
+from study.space import fixed_settings, optuna_space
+from trainables.settings import TrialSettings
+from trainables.train import EpochMetrics
+from trainables.tune_trial import OBJECTIVE, run_trial
+
+# Of what a trial reports, that which is not Ray Tune's own.
+REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTIVE, "device"]
+# How often a trial is begun again whose worker or node died, without ending another epoch in between.
+MAX_LOSSES = 3
+
+
+class AttemptError(Exception):
+    """Ray Tune gave up; what is finished is on disk, and another attempt may go on."""
+
+
+def run_attempt(
+    settings: StudySettings,
+    run: Path,
+    storage: RunPath,
+    images: tuple[ray.ObjectRef, ray.ObjectRef],
+    resources: Resources,
+    reserve: int,
+    show: bool,
+) -> str:
+    """Run the trials that have not ended.
+
+    Args:
+        settings: of the study.
+        run: the run directory.
+        storage: path or URI under which checkpoints are to lie; the run directory itself, or what it is the copy of.
+        images: to train and to validate on, in Ray's object store.
+        resources: of each trial.
+        reserve: bytes of free disk below which no trial goes on.
+        show: whether to print progress.
+
+    Returns:
+        ``finished``; ``interrupted`` by a signal; or ``lost``, if trials were lost with their worker or node and should
+        be begun again.
+
+    Raises:
+        DiskFullError: if the disk is full.
+        AttemptError: if Ray Tune gave up.
+    """
+    budget = Checkpoints(run, storage, settings.keep_checkpoints)
+    trials = load_trials(run)
+    known = trials[~trials["trial_id"].str.startswith("pending-")]
+    ended = known[known["status"].isin(ENDED)]
+    unfinished = known[~known["status"].isin(ENDED)]
+    left = len(trials) - len(ended)
+    events = EventLog(run)
+    attempt = _next_attempt(storage)
+    fixed = fixed_settings(settings)
+    asked = {entry.key(): entry for entry in read_manifest(run).trials}
+    todo = [s.model_dump() for key, s in asked.items() if key not in set(ended["trial_id"])]
+    checkpoints = {}
+    for trial_id, folders in load_checkpoints(run).items():
+        if folders and trial_id in set(unfinished["trial_id"]):
+            checkpoints[trial_id] = f"{storage}/{folders[max(folders)].relative_to(run).as_posix()}"
+    title = f"{Path(source(run)).name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
+    progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
+    progress.resume(list(ended["status"]), known)
+    asha = _asha(settings, run)
+    guard = _DiskGuard(run, reserve)
+    recorder = _Recorder(run, events, progress if show else None, attempt, fixed, asha, budget, guard)
+    recorder.resume(unfinished, count_losses(run))
+
+    # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trainable = tune.with_parameters(
+        run_trial,
+        run=None if is_uri(storage) else str(run),
+        fixed=fixed,
+        images=images,
+        device=settings.device,
+        num_threads=resources.cpus,
+        checkpoints=checkpoints,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        param_space={} if settings.search == "optuna" else {"trial": tune.grid_search(todo)},
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            search_alg=_optuna(settings, ended, unfinished, attempt) if settings.search == "optuna" else None,
+            num_samples=left if settings.search == "optuna" else 1,
+            scheduler=asha,
+            reuse_actors=True,
+            trial_dirname_creator=_FolderNames(fixed, known["trial_id"], unfinished["trial_id"]),
+            max_concurrent_trials=resources.limit,
+        ),
+        run_config=tune.RunConfig(
+            name=f"attempt-{attempt}",
+            storage_path=f"{storage}/tune",
+            verbose=0,
+            stop=guard,
+            callbacks=[recorder, TBXLoggerCallback()],
+            failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+            # The best epoch's for the report; Ray Tune always keeps the last one too, for going on.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=OBJECTIVE),
+        ),
+    )
+    outcome = "interrupted"
+    try:
+        events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
+        with progress if show else contextlib.nullcontext(), _without_ray_tunes_own_logs():
+            tuner.fit()
+        over = load_trials(run)["status"].isin(ENDED).all()
+        if not over and guard.is_full:
+            outcome = "disk full"
+            raise _disk_full(run)
+        outcome = "finished" if over else "lost" if recorder.lost else "interrupted"
+    except DiskFullError:
+        raise
+    except Exception as error:  # TuneError, a full disk, a worker killed for memory: whatever ends fit()
+        outcome = f"error: {_first_line(error)}"
+        if _is_disk_full(error):
+            raise _disk_full(run) from error
+        raise AttemptError(_first_line(error)) from error
+    finally:
+        with contextlib.suppress(OSError):  # a full disk says so already
+            events.append("attempt_ended", attempt=attempt, reason=outcome)
+    return outcome
+
+
+def _next_attempt(storage: RunPath) -> int:
+    """Return a number that no attempt has yet, also if one left its folder but no line in the log."""
+    system, base = open_storage(storage)
+    names = [info.base_name for info in system.get_file_info(fs.FileSelector(f"{base}/tune", allow_not_found=True))]
+    return 1 + max((int(name.removeprefix("attempt-")) for name in names if name.startswith("attempt-")), default=0)
+
+
+@contextlib.contextmanager
+def _without_ray_tunes_own_logs() -> Iterator[None]:
+    """Spare the JSON and CSV files in which Ray Tune would repeat the event log."""
+    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _error_of(trial: Trial) -> Exception:
+    """Return what ended a trial. The driver reads what it pickled itself."""
+    try:
+        with Path(trial.pickled_error_file).open("rb") as file:
+            error: Exception = ray.cloudpickle.load(file)
+            return error
+    except Exception:  # of a class that is not here
+        return RuntimeError(Path(trial.error_file).read_text() if trial.error_file else "no error was recorded")
+
+
+def _relative(folder: str, run: Path) -> str:
+    return Path(folder).relative_to(run).as_posix()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _disk_full(run: Path) -> DiskFullError:
+    return DiskFullError(
+        f"{source(run)}: the disk is full ({as_text(free_bytes(run))} free); every finished epoch is kept: make room "
+        f"and go on by python -m study resume {source(run)}"
+    )
+
+
+class _DiskGuard(tune.Stopper):
+    """Ends an attempt, trials and all, while there is still room to write down how far they are."""
+
+    def __init__(self, run: Path, reserve: int) -> None:
+        self._run, self._reserve, self._next = run, reserve, 0.0
+        self.is_full = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + 1
+            self.is_full = self.is_full or free_bytes(self._run) < self._reserve
+        return self.is_full
+
+
+class _Recorder(tune.Callback):
+    """Writes what happens into the event log, shows it, and lets the checkpoints of beaten trials go."""
+
+    def __init__(
+        self,
+        run: Path,
+        events: EventLog,
+        progress: Progress | None,
+        attempt: int,
+        fixed: dict[str, Any],
+        asha: RecordingASHA | None,
+        budget: Checkpoints,
+        guard: _DiskGuard,
+    ) -> None:
+        self._run, self._events, self._progress, self._attempt = run, events, progress, attempt
+        self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
+        self._best: dict[str, tuple[float, int, str]] = {}
+        self._losses: dict[str, int] = {}
+        self._diverged: set[str] = set()
+        self.lost = False
+
+    def resume(self, unfinished: pd.DataFrame, losses: dict[str, int]) -> None:
+        """Take over what is known of the trials that an earlier attempt began."""
+        self._losses = losses
+        for row in unfinished[unfinished["checkpoint"].notna()].to_dict("records"):
+            self._best[row["trial_id"]] = (
+                row["val_accuracy"],
+                row["best_epoch"],
+                _relative(row["checkpoint"], self._run),
+            )
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        settings = TrialSettings(**{**self._fixed, **trial.config["trial"]}).model_dump()
+        self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
+        if self._progress:
+            self._progress.trial_started(trial_name(trial), settings)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        name = trial_name(trial)
+        metrics = {field: result[field] for field in REPORTED}
+        folder = f"tune/attempt-{self._attempt}/{name}/{result['checkpoint_dir_name']}"
+        decision = (self._asha.decision if self._asha else None) or {}
+        self._events.append("epoch", trial_id=name, **metrics, checkpoint=folder, **decision)
+        accuracy = (result["val_accuracy"], result["epoch"])
+        if accuracy[0] == accuracy[0] and accuracy >= self._best.get(name, (-1.0, 0))[:2]:
+            self._best[name] = (*accuracy, folder)
+        if result["diverged"]:
+            self._diverged.add(name)
+        if self._progress:
+            self._progress.epoch_done(name, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name = trial_name(trial)
+        done = trial.last_result.get("epoch") == self._fixed["max_epochs"]
+        self._events.append("trial_ended", trial_id=name)
+        self._end(name, "diverged" if name in self._diverged else "completed" if done else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        name, error = trial_name(trial), _error_of(trial)
+        if _is_disk_full(error):
+            self._guard.is_full = True
+            self._events.append("trial_lost", trial_id=name, error=_first_line(error))
+            return
+        # What the trial's own code raised is the trial's fault; a worker or a node that died may not be.
+        own = isinstance(error, RayTaskError) or not isinstance(error, RayError)
+        if own or self._losses.get(name, 0) >= MAX_LOSSES:
+            text = str(error).strip().splitlines()[-1] if own else _first_line(error)
+            self._events.append("trial_failed", trial_id=name, error=text[:1000])
+            self._end(name, "failed")
+        else:
+            self.lost = True
+            self._events.append("trial_lost", trial_id=name, error=_first_line(error))
+
+    def _end(self, name: str, status: str) -> None:
+        val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
+        self._budget.trial_ended(name, status, val_accuracy, checkpoint)
+        if self._progress:
+            self._progress.trial_ended(name, status)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune pickles its callbacks into the experiment; a terminal and a scheduler's lock cannot be.
+        return {"_attempt": self._attempt}
+
+
+class _FolderNames:
+    """Names a trial's folder by the key of its settings; settings that were tried before get a number.
+
+    Args:
+        fixed: the hyperparameters that do not vary.
+        known: the trials of earlier attempts.
+        unfinished: those of them that are to be gone on with; each is claimed once.
+    """
+
+    def __init__(self, fixed: dict[str, Any], known: Iterable[str], unfinished: Iterable[str]) -> None:
+        self._fixed, self._unfinished = fixed, set(unfinished)
+        self._taken = set(known) - self._unfinished
+
+    def __call__(self, trial: Trial) -> str:
+        key = TrialSettings(**{**self._fixed, **trial.config["trial"]}).key()
+        names = [key, *(f"{key}-{i}" for i in range(2, 10_000))]
+        free = [name for name in names if name not in self._taken]
+        name = next((name for name in free if name in self._unfinished), free[0])
+        self._taken.add(name)
+        return name
+
+
+def _asha(settings: StudySettings, run: Path) -> RecordingASHA | None:
+    if settings.early_stopping == "none":
+        return None
+    history: dict[str, dict[int, float]] = {}
+    for row in load_decisions(run).to_dict("records"):
+        history.setdefault(row["trial_id"], {})[row["epoch"]] = row["value"]
+    return RecordingASHA(
+        max_epochs=settings.max_epochs,
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+        history=history,
+    )
+
+
+def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFrame, attempt: int) -> Searcher:
+    """Return Optuna's TPE, told of the trials that ended and asked to go on first with those that did not."""
+    names = list(settings.space)
+    points = [{f"trial/{name}": row[name] for name in names} for _, row in unfinished.iterrows()]
+    searcher = OptunaSearch(
+        space={f"trial/{name}": dist for name, dist in optuna_space(settings).items()},
+        metric=OBJECTIVE,
+        mode="max",
+        points_to_evaluate=points or None,
+        # With the seed of the attempt before, it would suggest the same settings again.
+        seed=settings.seed + attempt - 1,
+    )
+    for _, row in ended[ended["val_accuracy"].notna()].iterrows():
+        searcher.add_evaluated_point({f"trial/{name}": row[name] for name in names}, row["val_accuracy"])
+    return searcher

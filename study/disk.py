@@ -1,0 +1,121 @@
+"""Disk space: what a study will need, whether it is there, and which checkpoints are let go.
+
+Checkpoints of running trials are kept (the best epoch's and the last one's), and of the trials that ended those of the
+best few. Everything else in a run directory is small.
+"""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import torch
+from pyarrow import fs
+
+from analysis.remote import RunPath, is_uri, list_checkpoints, open_storage
+from analysis.trials import load_checkpoints, load_trials
+from trainables.errors import UserError
+from trainables.optim import STATE_COPIES
+from trainables.resnet import ResNet18
+from trainables.settings import TrialSettings
+
+ENDED = ("completed", "stopped", "diverged", "failed")
+# Event log, TensorBoard files, figures and tables; a floor under which nothing is begun.
+_SMALL_FILES = 50 * 2**20
+# A running trial's best and last epoch, and the one being written, in a temporary folder and from there into the run.
+_WHILE_RUNNING = 4
+# What torch.save adds to each tensor.
+_PER_TENSOR = 300
+
+
+class DiskFullError(UserError):
+    """There is no room for what a study has to write; what is finished is on disk."""
+
+
+def checkpoint_bytes(settings: TrialSettings, num_classes: int) -> int:
+    """Return how large a checkpoint of a trial is, to a few percent."""
+    with torch.device("meta"):
+        network = ResNet18(num_classes, settings.width, settings.dropout)
+    weights = sum(t.numel() * t.element_size() + _PER_TENSOR for t in network.state_dict().values())
+    return round(weights * (1 + STATE_COPIES[settings.optimizer] + (settings.ema_decay > 0)))
+
+
+def needed_bytes(checkpoint: int, num_trials: int, concurrent: int, keep: int | None) -> int:
+    """Return what a study takes at most: ``keep`` checkpoints (None: of all trials) and those of running trials."""
+    kept = num_trials if keep is None else min(keep, num_trials)
+    return _SMALL_FILES + checkpoint * (kept + _WHILE_RUNNING * min(concurrent, num_trials))
+
+
+def reserve_bytes(checkpoint: int, concurrent: int) -> int:
+    """Return how much must be free for running trials to end their epochs."""
+    return _SMALL_FILES // 2 + 2 * checkpoint * concurrent
+
+
+def free_bytes(run: Path) -> int:
+    """Return the free space where a run directory lies or will lie."""
+    while not run.exists():
+        run = run.parent
+    return shutil.disk_usage(run).free
+
+
+def as_text(size: float) -> str:
+    """Return a size as people say it: ``850 MB``, ``1.4 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
+
+
+class Checkpoints:
+    """Lets the checkpoints go that will not be used again.
+
+    Args:
+        run: a run directory in which no trial runs yet. What a crash left half written or unrecorded is removed.
+        storage: path or URI under which the checkpoints lie; the run directory itself, or what it is the copy of.
+        keep: how many of the trials that ended keep their best epoch's checkpoint: those that ran to their end before
+            those that were stopped, and of these the most accurate; None keeps all.
+    """
+
+    def __init__(self, run: Path, storage: RunPath, keep: int | None) -> None:
+        self._keep = keep
+        self._storage, self._base = open_storage(storage)
+        self._kept: list[tuple[bool, float, str]] = []
+        if is_uri(storage):  # workers write there, not into the copy
+            list_checkpoints(run, str(storage))
+        needed = set()
+        checkpoints = load_checkpoints(run)
+        for row in load_trials(run).to_dict("records"):
+            there = checkpoints.get(row["trial_id"], {})
+            folders = {epoch: folder.relative_to(run).as_posix() for epoch, folder in there.items()}
+            best = folders.get(row["best_epoch"])
+            if row["status"] not in ENDED and folders:
+                needed |= {best, folders[max(folders)]}
+            elif best:
+                needed.add(best)
+                self._kept.append((row["status"] == "completed", row["val_accuracy"], best))
+        for attempt in self._folders("tune"):
+            for trial in self._folders(attempt):
+                self._remove(trial, needed)
+        self._shrink()
+
+    def trial_ended(self, trial_id: str, status: str, val_accuracy: float, best: str | None) -> None:
+        """Keep of a trial that ended its best checkpoint (a path within the run), if the trial is among the best."""
+        for attempt in self._folders("tune"):
+            self._remove(f"{attempt}/{trial_id}", {best})
+        if best:
+            self._kept.append((status == "completed", val_accuracy, best))
+            self._shrink()
+
+    def _shrink(self) -> None:
+        self._kept.sort(key=lambda entry: entry[:2], reverse=True)
+        while self._keep is not None and len(self._kept) > self._keep:
+            self._delete(self._kept.pop()[2])
+
+    def _remove(self, trial: str, needed: set[str | None]) -> None:
+        for folder in self._folders(trial):
+            if "checkpoint_" in folder and folder not in needed:
+                self._delete(folder)
+
+    def _folders(self, parent: str) -> list[str]:
+        selector = fs.FileSelector(f"{self._base}/{parent}", allow_not_found=True)
+        return [f"{parent}/{info.base_name}" for info in self._storage.get_file_info(selector) if not info.is_file]
+
+    def _delete(self, folder: str) -> None:
+        with contextlib.suppress(OSError):  # it takes up room, but does no harm
+            self._storage.delete_dir(f"{self._base}/{folder}")

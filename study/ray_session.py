@@ -1,0 +1,159 @@
+"""Ray for a study: connecting or starting it, what a trial gets of it, and storage that all its nodes see."""
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from study.settings import StudySettings
+from trainables.device import resolve_device
+from trainables.errors import UserError
+
+
+class ClusterError(UserError):
+    """Ray cannot be reached or started, or cannot run the study's trials."""
+
+
+@contextlib.contextmanager
+def ray_session(address: str) -> Iterator[None]:
+    """Connect to Ray, or start it here; a session that already has one keeps it.
+
+    Ray that is started here listens on this machine only, without a dashboard, reports nothing to its makers, and wants
+    a token that only this user can read.
+
+    Raises:
+        ClusterError: if it cannot be reached or started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The live view is ours; Ray Tune's own would print a header between.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {}
+    if address == "local":
+        options = {"include_dashboard": False}
+        _make_token()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"Ray at {address!r} could not be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _make_token() -> None:
+    """Give Ray a token of this process, unless the user chose one.
+
+    Ray would write its own into the home directory, readable by all, and fail where it cannot.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="study-"))  # mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = folder / "ray_token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    # That a local Ray wants a token is its default. RAY_AUTH_MODE would come too late: it was read at import.
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each trial gets, and how many run at once.
+
+    Attributes:
+        cpus: CPU cores, and threads, of a trial.
+        gpus: GPUs of a trial; fractions share one.
+        concurrent: trials that run at once on what there is now.
+        limit: trials that may run at once, where Ray does not know itself.
+    """
+
+    cpus: int
+    gpus: float
+    concurrent: int
+    limit: int | None = None
+
+
+def share_out(settings: StudySettings, address: str, num_trials: int) -> Resources:
+    """Share the machine or cluster among trials: GPUs whole, or CPU cores so that threads add up to the cores.
+
+    Raises:
+        ClusterError: if no trial could ever run.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
+    # A trial runs on one node.
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
+    gpus_per_trial = settings.gpus_per_trial
+    if gpus_per_trial is None:
+        gpus_per_trial = 1.0 if wants_gpu else 0.0
+    cpus_per_trial = settings.cpus_per_trial or (
+        1 if gpus_per_trial else max(1, min(largest, cpus // max(1, num_trials)))
+    )
+    # On a cluster that grows by itself more may come; here it cannot, and Ray Tune would wait for ever.
+    if address == "local" and (cpus_per_trial > cpus or gpus_per_trial > gpus):
+        raise ClusterError(
+            f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but there are {cpus} and {gpus:g}; "
+            "lower cpus_per_trial or gpus_per_trial"
+        )
+    # Ray does not know Apple's GPU: without a limit, every core would run a trial on it.
+    limit = 1 if address == "local" and resolve_device(settings.device).type == "mps" else None
+    slots = cpus // cpus_per_trial
+    if gpus_per_trial:
+        slots = min(slots, int(gpus / gpus_per_trial))
+    return Resources(cpus_per_trial, gpus_per_trial, limit or max(1, slots), limit)
+
+
+def check_storage_is_shared(run: Path) -> None:
+    """See that every node can write where the run directory lies.
+
+    Raises:
+        ClusterError: naming a node that cannot.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    marker = run / f".shared-{secrets.token_hex(4)}"
+    marker.touch()
+
+    asked = {}
+    try:
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, scheduling_strategy=there)(_write_to)
+            asked[node["NodeManagerAddress"]] = task.remote(str(marker))
+        for node_address, answer in asked.items():
+            problem = ray.get(answer, timeout=60)
+            if problem:
+                raise ClusterError(
+                    f"{run}: is not shared by all nodes: {node_address} cannot write there ({problem}); "
+                    "give an --out on storage that every node mounts, or a URI such as s3://bucket/runs"
+                )
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"a node did not answer whether it can write to {run} ({error})") from error
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _write_to(marker: str) -> str | None:
+    """Return why a file that is there cannot be written to, or None if it can."""
+    try:
+        with Path(marker).open("r+") as file:
+            file.write("seen")
+    except OSError as error:
+        return str(error)
+    return None

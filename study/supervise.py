@@ -1,0 +1,115 @@
+"""Carries a study through what ends an attempt at it: faults, signals, lost machines."""
+
+import contextlib
+import fcntl
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from analysis.remote import source
+from analysis.trials import load_trials, shows_life
+from study.attempt import AttemptError
+from trainables.errors import UserError
+
+# Attempts in a row that may fail without one more epoch.
+MAX_RESTARTS = 3
+_WAIT_SECONDS = 2.0
+
+
+class StudyError(UserError):
+    """A study that cannot be started or did not come to its end; what is finished is on disk."""
+
+
+@contextlib.contextmanager
+def holding(run: Path) -> Iterator[None]:
+    """Hold a run directory, so that no other process runs the study. The system lets go of it if this process dies.
+
+    Raises:
+        StudyError: if another process holds it.
+    """
+    elsewhere = StudyError(
+        f"{source(run)}: is running now, in another process; python -m study status {source(run)} shows it"
+    )
+    if shows_life(run):
+        raise elsewhere
+    with (run / "lock").open("a") as lock:
+        for patience in (0.2, 0.4, 0.8, None):  # `status` holds it too, for an instant
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if patience is None:
+                    raise elsewhere from error
+                time.sleep(patience)
+            except OSError as error:
+                raise StudyError(
+                    f"{run / 'lock'}: cannot be locked ({error.strerror}), so that two processes could run the study; "
+                    "give an --out on a file system with locks"
+                ) from error
+        yield
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let what schedulers and closed terminals send (SIGTERM, SIGHUP) end a study as cleanly as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        # Ray Tune's own handler ends its trials first; where it is not at work, Python's would.
+        if callable(signal.getsignal(signal.SIGINT)):
+            signal.raise_signal(signal.SIGINT)
+        else:  # ignored, as in a background job
+            raise KeyboardInterrupt
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def supervise(run: Path, attempt: Callable[[], str], tell: Callable[[str], None]) -> bool:
+    """Attempt a study until it ends, is interrupted, or fails over and over without getting on.
+
+    Args:
+        run: the run directory.
+        attempt: see :func:`study.attempt.run_attempt`.
+        tell: where to say that it begins again.
+
+    Returns:
+        Whether all trials ended; False after an interruption.
+
+    Raises:
+        StudyError: if attempt after attempt failed.
+        UserError: of an attempt that another one would repeat.
+    """
+    failures, epochs = 0, _count_epochs(run)
+    while True:
+        try:
+            outcome = attempt()
+            reason = "trials were lost with their worker or node"
+        except AttemptError as error:
+            outcome, reason = "failed", str(error)
+        if outcome in ("finished", "interrupted"):
+            return outcome == "finished"
+        done = _count_epochs(run)
+        failures, epochs = (0 if done > epochs else failures + 1), done
+        if failures > MAX_RESTARTS:
+            raise StudyError(
+                f"{source(run)}: gave up after {failures} attempts without another epoch ({reason}); "
+                f"what is finished is kept: mend that and go on by python -m study resume {source(run)}"
+            )
+        tell(f"beginning again: {reason}")
+        time.sleep(_WAIT_SECONDS)
+
+
+def _count_epochs(run: Path) -> int:
+    return int(load_trials(run)["epochs"].sum()) if (run / "study.yaml").exists() else 0

@@ -1,0 +1,51 @@
+"""Keeps a run at a URI up to date while the study runs in its local copy."""
+
+import threading
+import time
+from pathlib import Path
+
+from analysis.remote import HEARTBEAT, RemoteError, open_storage, upload
+
+_EVERY_SECONDS = 5.0
+
+
+class Uploads:
+    """Sends what has changed every few seconds, and at the end; a context manager.
+
+    While storage cannot be reached, nothing is lost: the local copy has it, and it is tried again.
+
+    Args:
+        run: the local copy.
+        uri: where it belongs.
+    """
+
+    def __init__(self, run: Path, uri: str) -> None:
+        self._run, self._uri = run, uri
+        self._sent: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._send_on, daemon=True)
+
+    def __enter__(self) -> None:
+        upload(self._run, self._uri, self._sent)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        try:
+            upload(self._run, self._uri, self._sent)
+            storage, base = open_storage(self._uri)
+            storage.delete_file(f"{base}/{HEARTBEAT}")
+        except (RemoteError, OSError) as error:
+            raise RemoteError(f"{error}; what is missing there is in {self._run}: go on on this machine") from error
+
+    def _send_on(self) -> None:
+        pause = _EVERY_SECONDS
+        while not self._over.wait(pause):
+            start = time.monotonic()
+            try:
+                upload(self._run, self._uri, self._sent)
+            except RemoteError:
+                continue
+            # A long log takes long to send: no more than a tenth of the time.
+            pause = max(_EVERY_SECONDS, 10 * (time.monotonic() - start))

@@ -1,0 +1,478 @@
+"""Whatever happens to a study, no trial is lost, none is counted twice, and the result is the undisturbed one.
+
+Each fault is done to the same study: one trial at a time, so that also every decision of ASHA must come out the same.
+What was lost, doubled and redone is printed as a table at the end. `pytest -m slow` adds the faults that take minutes.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import study.attempt
+from analysis import load_decisions, load_epochs, load_trials, replay_decisions
+from study import load_settings, resume_study, run_study
+from study.disk import ENDED
+
+# Six trials of up to four epochs of a second or less; the rates of 1e-6 are stopped at the first rung or the second.
+STUDY = (
+    "dataset=folder", "train_size=null", "val_fraction=0.25", "max_epochs=4", "grace_period=1", "reduction_factor=2",
+    "cpus_per_trial=2", "fixed.width=4", "fixed.batch_size=8", "fixed.warmup_epochs=0", "fixed.precision=fp32",
+    "space.lr=[0.05,0.02,1e-6]", "space.augmentation=[none,flip+crop]", "space.optimizer=[sgd]", "seed=3",
+)  # fmt: skip
+NOT_COMPARED = ["train_seconds", "images_per_second", "epoch_seconds", "checkpoint", "device"]
+TABLE: list[dict[str, Any]] = []  # printed by conftest.py
+
+
+@pytest.fixture(scope="module")
+def overrides(pictures: Path) -> list[str]:
+    return [*STUDY, f"data_dir={pictures}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert run_study(load_settings("demo", overrides), run, show=False)
+    trials = load_trials(run)
+    assert set(trials["status"]) == {"completed", "stopped"}  # else there would be little to compare
+    return run
+
+
+def count(run: Path) -> dict[str, int]:
+    """What became of a run: trials without a row or an end, (trial, epoch) rows that are there twice, epochs redone."""
+    trials, epochs = load_trials(run), load_epochs(run)
+    asked = json.loads((run / "manifest.json").read_text())["trials"]
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if line.startswith("{")]
+    ran = pd.Series([(e["trial_id"], e["epoch"]) for e in lines if e["event"] == "epoch"])
+    return {
+        "lost": len({entry["trial_id"] for entry in asked} ^ set(trials["trial_id"]))
+        + (~trials["status"].isin(ENDED)).sum(),
+        "duplicates": int(epochs.duplicated(["trial_id", "epoch"]).sum()),
+        "redone": int(ran.duplicated().groupby(ran.str[0]).sum().max()),  # of the trial with the most
+    }
+
+
+def assert_as_undisturbed(fault: str, run: Path, undisturbed: Path, seconds: float, attempts: int) -> None:
+    counts = count(run)
+    TABLE.append({"fault": fault, **counts, "attempts": attempts, "seconds": round(seconds, 1)})
+    assert (counts["lost"], counts["duplicates"]) == (0, 0)
+    assert counts["redone"] <= 2
+    for load in (load_trials, load_epochs, load_decisions):
+        expected, found = load(undisturbed), load(run)
+        drop = [name for name in NOT_COMPARED if name in expected]
+        pd.testing.assert_frame_equal(found.drop(columns=drop), expected.drop(columns=drop))
+    decisions = load_decisions(run)
+    pd.testing.assert_frame_equal(replay_decisions(decisions, 2), decisions)
+    started = [e["attempt"] for e in events(run) if e["event"] == "attempt_started"]
+    assert len(started) == attempts
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def disturb(monkeypatch: pytest.MonkeyPatch, epoch: int, what: Callable[[], None], once: Path) -> None:
+    """Let something happen in the worker of the third trial right after it has reported an epoch; once."""
+    original = study.attempt.run_trial
+
+    def run_trial(config: dict[str, Any], **arguments: Any) -> None:
+        from ray import tune
+
+        report = tune.report
+
+        def report_and(metrics: dict[str, Any], **more: Any) -> None:
+            report(metrics, **more)
+            chosen = (config["trial"]["lr"], config["trial"]["augmentation"]) == (0.02, "flip+crop")
+            if chosen and metrics["epoch"] == epoch and not once.exists():
+                once.touch()
+                what()
+
+        tune.report = report_and  # type: ignore[assignment]
+        try:
+            original(config, **arguments)
+        finally:
+            tune.report = report  # type: ignore[assignment]
+
+    monkeypatch.setattr(study.attempt, "run_trial", run_trial)
+
+
+def test_a_worker_is_killed(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disturb(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
+    start = time.monotonic()
+    assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
+    assert (tmp_path / "once").exists()
+    assert_as_undisturbed("worker SIGKILL", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
+
+
+def test_a_worker_is_killed_more_often_than_a_trial_may_fail(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the trial's fault: the study begins again by itself, and the trial goes on."""
+    monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
+    disturb(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
+    start = time.monotonic()
+    assert run_study(load_settings("demo", [*overrides, "max_failures=0"]), tmp_path / "run", show=False)
+    assert [e["reason"] for e in events(tmp_path / "run") if e["event"] == "attempt_ended"] == ["lost", "finished"]
+    assert_as_undisturbed("worker SIGKILL, no retries", tmp_path / "run", undisturbed, time.monotonic() - start, 2)
+
+
+def test_a_worker_raises(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a cosmic ray")
+
+    disturb(monkeypatch, 3, fail, tmp_path / "once")
+    start = time.monotonic()
+    assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
+    assert (tmp_path / "once").exists()
+    assert_as_undisturbed("worker exception", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
+
+
+def test_a_trial_whose_worker_always_dies_fails_in_the_end(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    original = study.attempt.run_trial
+
+    def run_trial(config: dict[str, Any], **arguments: Any) -> None:
+        if config["trial"]["lr"] == 0.05:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(config, **arguments)
+
+    monkeypatch.setattr(study.attempt, "run_trial", run_trial)
+    monkeypatch.setattr(study.attempt, "MAX_LOSSES", 1)
+    monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
+    few = [*overrides, "space.lr=[0.05,0.02]", "space.augmentation=[none]", "max_failures=0", "max_epochs=1"]
+    assert run_study(load_settings("demo", few), tmp_path / "run", show=False)
+    trials = load_trials(tmp_path / "run").set_index("lr")
+    assert trials.loc[0.05, "status"] == "failed"
+    assert "died" in trials.loc[0.05, "error"]
+    assert trials.loc[0.02, "status"] == "completed"
+
+
+# What follows needs processes of its own: drivers that die, Ray that is set up otherwise.
+
+
+@dataclass
+class Drivers:
+    """Starts studies as a user does, in processes of their own."""
+
+    directory: Path
+    settings: dict[str, str] = field(default_factory=dict)  # further environment variables
+
+    @property
+    def environment(self) -> dict[str, str]:
+        project = Path(__file__).parent.parent
+        own = {"PYTHONPATH": str(project), "RAY_TMPDIR": str(self.directory / "r"), "PYTHONUNBUFFERED": "1"}
+        return os.environ | own | self.settings
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self, *words: str) -> tuple[int, str]:
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
+
+
+@pytest.fixture
+def drivers() -> Iterator[Drivers]:
+    # Ray's sockets want a short path.
+    directory = Path("/tmp") / f"study-{os.getpid()}-{random.randrange(10**6)}"
+    directory.mkdir()
+    yield Drivers(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+RUN = ("-m", "study", "run", "--preset", "demo", "--name", "run")
+RESUME = ("-m", "study", "resume", "runs/run")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def epochs_recorded(run: Path) -> int:
+    return sum(e["event"] == "epoch" for e in events(run)) if (run / "events.jsonl").exists() else 0
+
+
+def test_sigterm_ends_cleanly(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    driver = drivers.start(*RUN, *overrides)
+    wait_for(lambda: epochs_recorded(run) >= 3)
+    assert "running" in set(load_trials(run)["status"])
+    code, output = drivers.end(*RESUME)  # while it runs
+    assert (code, "is running now, in another process" in output) == (2, True)
+    driver.terminate()
+    output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "go on: python -m study resume runs/run" in output
+    assert "Traceback" not in output
+    assert set(load_trials(run)["status"]) <= {"pending", *ENDED}
+    assert events(run)[-1] | {"time": 0} == {"time": 0, "event": "attempt_ended", "attempt": 1, "reason": "interrupted"}
+    code, output = drivers.end(*RESUME)
+    assert code == 0, output
+    assert_as_undisturbed("SIGTERM", run, undisturbed, time.monotonic() - start, 2)
+
+
+def damage(run: Path, how: str) -> None:
+    """Do to Ray Tune's own state what a crash or a full disk does."""
+    files = [*run.glob("tune/attempt-*/experiment_state*"), *run.glob("tune/attempt-*/*.pkl")]
+    for file in files:
+        if how == "truncated":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        else:
+            file.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_the_driver_is_killed_and_its_state_is_damaged(
+    undisturbed: Path, overrides: list[str], drivers: Drivers, how: str
+) -> None:
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    driver = drivers.start(*RUN, *overrides)
+    wait_for(lambda: epochs_recorded(run) >= 6)
+    driver.kill()
+    driver.communicate()
+    damage(run, how)
+    with (run / "events.jsonl").open("a") as log:
+        log.write('{"time": 1.0, "event": "epo')  # what was being written
+    assert "running" not in set(load_trials(run)["status"])
+    code, output = drivers.end(*RESUME)
+    assert code == 0, output
+    lines = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("".join(line + "\n" for line in lines if line.endswith("}")))
+    assert_as_undisturbed(f"driver SIGKILL, state {how}", run, undisturbed, time.monotonic() - start, 2)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_at_twenty_random_moments(
+    undisturbed: Path, overrides: list[str], drivers: Drivers
+) -> None:
+    """Some before the study has begun, some while it starts, some while it trains or ends."""
+    run, start, rng = drivers.directory / "runs/run", time.monotonic(), random.Random(0)
+    kills = 0
+    while kills < 20:
+        begun = (run / "study.yaml").exists()
+        if run.exists() and not begun:
+            shutil.rmtree(run)  # as the message says that one has to
+        driver = drivers.start(*(RESUME if begun else (*RUN, *overrides)))
+        try:
+            driver.communicate(timeout=rng.uniform(4, 14))
+        except subprocess.TimeoutExpired:
+            driver.kill()
+            driver.communicate()
+            kills += 1
+        else:  # it came to its end before that: begin again
+            if run.exists():
+                assert count(run)["lost"] == 0
+                shutil.rmtree(run)
+    code, output = drivers.end(*(RESUME if (run / "study.yaml").exists() else (*RUN, *overrides)))
+    assert code == 0, output
+    attempts = sum(e["event"] == "attempt_started" for e in events(run))
+    assert_as_undisturbed("driver SIGKILL, 20 times", run, undisturbed, time.monotonic() - start, attempts)
+
+
+def fill(file: Path) -> None:
+    """Write until there is no room."""
+    with contextlib.suppress(OSError), file.open("wb") as out:
+        while True:
+            out.write(bytes(2**16))
+
+
+def test_the_disk_is_full(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    run.parent.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(run.parent)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        driver = drivers.start(*RUN, *overrides)
+        wait_for(lambda: epochs_recorded(run) >= 3)
+        fill(run.parent / "ballast")
+        output, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 2
+        assert "the disk is full" in output
+        assert "make room and go on by python -m study resume" in output
+        assert "Traceback" not in output
+        assert set(load_trials(run)["status"]) <= {"pending", *ENDED}
+        (run.parent / "ballast").unlink()
+        code, output = drivers.end(*RESUME)
+        assert code == 0, output
+        lines = (run / "events.jsonl").read_text().splitlines()
+        (run / "events.jsonl").write_text("".join(line + "\n" for line in lines if line.endswith("}")))
+        assert_as_undisturbed("disk full", run, undisturbed, time.monotonic() - start, 2)
+    finally:
+        subprocess.run(["umount", "--lazy", str(run.parent)], check=False)
+
+
+MEMORY = """
+import json, os, sys
+from pathlib import Path
+import ray
+import study.attempt
+from study import load_settings, run_study
+
+once, original = Path("once"), study.attempt.run_trial
+
+def run_trial(config, **arguments):
+    from ray import tune
+    report = tune.report
+    def report_and(metrics, **more):
+        report(metrics, **more)
+        if metrics["epoch"] == 2 and config["trial"]["lr"] == 0.02 and not Path(once_file).exists():
+            Path(once_file).touch()
+            hog = [bytearray(os.urandom(1) * 2**26) for _ in range(int(megabytes) // 64)]
+            import time; time.sleep(60)
+    tune.report = report_and
+    try:
+        original(config, **arguments)
+    finally:
+        tune.report = report
+
+once_file, megabytes = str(once.absolute()), sys.argv[1]
+study.attempt.run_trial = run_trial
+print(run_study(load_settings("demo", sys.argv[2:]), Path("runs/run"), show=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_for_memory(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(memory[name].split()[0]) / 1024 for name in ("MemTotal", "MemAvailable"))
+    threshold = 1 - free / total + 3000 / total  # three GB above what is in use now
+    if threshold > 0.95:
+        pytest.skip("needs four GB of free memory")
+    drivers.settings = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    code, output = drivers.end("-c", MEMORY, "4000", *overrides)
+    assert (drivers.directory / "once").exists()
+    assert code == 0, output
+    assert output.strip().endswith("True"), output
+    attempts = sum(e["event"] == "attempt_started" for e in events(run))
+    assert_as_undisturbed("worker killed for memory", run, undisturbed, time.monotonic() - start, attempts)
+
+
+NODES = """
+import json, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from analysis import load_trials
+from study import load_settings, run_study
+
+run = Path("runs/run").absolute()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+ray.init(address=cluster.address, log_to_driver=False)
+nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
+cluster.wait_for_nodes()
+ended = []
+settings = load_settings("demo", sys.argv[1:])
+thread = threading.Thread(target=lambda: ended.append(run_study(settings, run, show=False, address=cluster.address)))
+thread.start()
+
+def epochs():
+    file = run / "events.jsonl"
+    return [e for e in map(json.loads, file.read_text().splitlines()) if e["event"] == "epoch"] if file.exists() else []
+
+while len(epochs()) < 6:
+    time.sleep(0.05)
+busy = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+from ray.util.state import list_actors
+where = {a["node_id"] for a in list_actors(filters=[("state", "=", "ALIVE")])}
+victim = next(node for node in nodes if node.node_id in where)
+before, killed = len(epochs()), time.time()
+cluster.remove_node(victim, allow_graceful=False)
+while len(epochs()) == before and thread.is_alive():
+    time.sleep(0.05)
+print(json.dumps({"seconds": epochs()[before]["time"] - killed}))
+thread.join()
+print(ended[0])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_node_is_killed(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    code, output = drivers.end("-c", NODES, *overrides)
+    assert code == 0, output
+    *_, measured, ended = output.strip().splitlines()
+    assert ended == "True", output
+    attempts = sum(e["event"] == "attempt_started" for e in events(run))
+    assert_as_undisturbed("node killed", run, undisturbed, time.monotonic() - start, attempts)
+    TABLE[-1]["elsewhere after, seconds"] = round(json.loads(measured)["seconds"], 1)
+
+
+def test_a_trial_diverges(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row survives, the others are what they would have been without it."""
+    run = tmp_path / "run"
+    more = [*overrides, "early_stopping=none", "space.lr=[0.05,1e30]", "fixed.weight_decay=0.0005"]
+    start = time.monotonic()
+    assert run_study(load_settings("demo", more), run, show=False)
+    trials = load_trials(run).set_index("lr")
+    assert list(trials.loc[1e30, "status"]) == ["diverged", "diverged"]
+    assert (trials.loc[1e30, "epochs"] <= 2).all()
+    healthy = load_trials(undisturbed).set_index("lr").loc[0.05]
+    for name in ("augmentation", "status", "val_accuracy", "val_loss"):
+        assert sorted(trials.loc[0.05, name]) == sorted(healthy[name]), name
+    TABLE.append({"fault": "NaN", **count(run), "attempts": 1, "seconds": round(time.monotonic() - start, 1)})
+
+
+def test_two_studies_at_once_do_not_touch_each_other(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    start = time.monotonic()
+    both = [drivers.start(*RUN[:-1], name, *overrides) for name in ("one", "two")]
+    for driver in both:
+        output, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0, output
+    for name in ("one", "two"):
+        run = drivers.directory / "runs" / name
+        assert_as_undisturbed("another study beside it", run, undisturbed, time.monotonic() - start, 1)
+
+
+def test_going_on_in_this_process_gives_the_undisturbed_result(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of the driver itself: its callbacks raise, attempt after attempt."""
+    monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
+    original, calls = study.attempt._Recorder.on_trial_result, []
+
+    def on_trial_result(self: Any, *arguments: Any, **more: Any) -> None:
+        original(self, *arguments, **more)
+        calls.append(1)
+        if len(calls) in (3, 7):
+            raise RuntimeError("the driver stumbles")
+
+    monkeypatch.setattr(study.attempt._Recorder, "on_trial_result", on_trial_result)
+    start = time.monotonic()
+    assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
+    assert_as_undisturbed("fit() raises", tmp_path / "run", undisturbed, time.monotonic() - start, 3)
+    assert resume_study(tmp_path / "run", show=False)
