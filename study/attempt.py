@@ -199,6 +199,16 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
 
 
+def _is_own(error: Exception) -> bool:
+    """Whether a trial's own code raised it; of a worker or a node that died, the trial is not to blame."""
+    return isinstance(error, RayTaskError) or not isinstance(error, RayError)
+
+
+def _in_short(error: Exception) -> str:
+    # Ray puts the worker's traceback before the message.
+    return str(error).strip().splitlines()[-1][:1000] if _is_own(error) and str(error).strip() else _first_line(error)
+
+
 def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
@@ -291,21 +301,21 @@ class _Recorder(tune.Callback):
         self._events.append("trial_ended", trial_id=name)
         self._end(name, "diverged" if name in self._diverged else "completed" if done else "stopped")
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._events.append("trial_retried", trial_id=trial_name(trial), error=_in_short(_error_of(trial)))
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name, error = trial_name(trial), _error_of(trial)
         if _is_disk_full(error):
             self._guard.is_full = True
-            self._events.append("trial_lost", trial_id=name, error=_first_line(error))
+            self._events.append("trial_lost", trial_id=name, error=_in_short(error))
             return
-        # What the trial's own code raised is the trial's fault; a worker or a node that died may not be.
-        own = isinstance(error, RayTaskError) or not isinstance(error, RayError)
-        if own or self._losses.get(name, 0) >= MAX_LOSSES:
-            text = str(error).strip().splitlines()[-1] if own else _first_line(error)
-            self._events.append("trial_failed", trial_id=name, error=text[:1000])
+        if _is_own(error) or self._losses.get(name, 0) >= MAX_LOSSES:
+            self._events.append("trial_failed", trial_id=name, error=_in_short(error))
             self._end(name, "failed")
         else:
             self.lost = True
-            self._events.append("trial_lost", trial_id=name, error=_first_line(error))
+            self._events.append("trial_lost", trial_id=name, error=_in_short(error))
 
     def _end(self, name: str, status: str) -> None:
         val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))

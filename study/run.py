@@ -162,7 +162,7 @@ def _run_to_the_end(
 
     def attempt() -> str:
         data = loaded.pop() if loaded else _load(settings, address)
-        with ray_session(address):
+        with ray_session(address), interruptible():  # Ray has put a handler of its own in place
             # Of all trials, not of those that are left: sums, and so results, depend on the threads of a trial.
             resources = share_out(settings, address, num_trials)
             size = _largest_checkpoint(settings, manifest, len(data.class_names))

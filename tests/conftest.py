@@ -1,11 +1,13 @@
 """What several test modules share: one small finished study, made once."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import ray
 import torch
@@ -73,3 +75,12 @@ def finished_run(ray_session: None, tiny: tuple[str, ...], tmp_path_factory: pyt
 @pytest.fixture(autouse=True)
 def _single_thread() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what became of the studies to which something was done."""
+    faults = sys.modules.get("test_faults") or sys.modules.get("tests.test_faults")
+    rows = getattr(faults, "TABLE", [])
+    if rows:
+        terminalreporter.section("faults: trials lost, rows doubled, epochs redone by the trial with the most")
+        terminalreporter.write_line(pd.DataFrame(rows).to_string(index=False, na_rep=""))
