@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.remote import HEARTBEAT, HEARTBEAT_SECONDS, RunPath, local_run
+from analysis.remote import HEARTBEAT, HEARTBEAT_SECONDS, RunPath, local_run, source
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
@@ -107,8 +107,9 @@ def read_study(run: RunPath) -> dict[str, Any]:
     try:
         study = yaml.safe_load(file.read_text())
     except FileNotFoundError as error:
-        what = "is no run directory (study.yaml is missing)" if folder.is_dir() else "no such run"
-        raise RunError(f"{run}: {what}; python -m study list shows the runs") from error
+        there = folder.is_dir() and source(folder) == str(folder)
+        what = "is no run directory (study.yaml is missing)" if there else "no such run"
+        raise RunError(f"{source(folder)}: {what}; python -m study list shows the runs") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(study, dict) or not all(isinstance(study.get(part), dict) for part in ("settings", "data")):
