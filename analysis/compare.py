@@ -165,14 +165,19 @@ def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     validation accuracy, averaged over seeds, decides. Trials that were stopped early count only where none was
     completed, and only those with a checkpoint.
     """
-    usable = trials[trials["checkpoint"].notna() & trials["val_accuracy"].notna()]
-    completed = usable["status"] == "completed"
-    usable = usable[completed] if completed.any() else usable
+    seen = trials[trials["val_accuracy"].notna()]
+    has_checkpoint = seen["checkpoint"].notna()
+    completed = seen["status"] == "completed"
+    if (completed & has_checkpoint).any():
+        seen, has_checkpoint = seen[completed], has_checkpoint[completed]
+    usable = seen[has_checkpoint]
     columns, amounts = recipe_columns(trials), amount_columns(trials)
     keys = [*columns, *amounts]
     if usable.empty or not keys:
         return usable.sort_values("val_accuracy", ascending=False, kind="stable") if k else usable.head(0)
-    means = usable.groupby(keys, observed=True, sort=False)["val_accuracy"].mean().sort_values(ascending=False)
+    # The mean is over all seeds, also over those whose checkpoints were let go.
+    means = seen.groupby(keys, observed=True, sort=False).agg({"val_accuracy": "mean", "checkpoint": "count"})
+    means = means[means["checkpoint"] > 0].sort_values("val_accuracy", ascending=False, kind="stable")
     ranked = means.reset_index()[keys]
     again = ranked.duplicated(columns)
     ranked = pd.concat([ranked[~again], ranked[again]]).head(k).assign(_rank=range(min(k, len(ranked))))

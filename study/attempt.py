@@ -258,6 +258,7 @@ class _Recorder(tune.Callback):
     ) -> None:
         self._run, self._events, self._progress, self._attempt = run, events, progress, attempt
         self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
+        self._settings: dict[str, dict[str, Any]] = {}
         self._best: dict[str, tuple[float, int, str]] = {}
         self._losses: dict[str, int] = {}
         self._diverged: set[str] = set()
@@ -275,6 +276,7 @@ class _Recorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         settings = TrialSettings(**{**self._fixed, **trial.config["trial"]}).model_dump()
+        self._settings[trial_name(trial)] = settings
         self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
         if self._progress:
             self._progress.trial_started(trial_name(trial), settings)
@@ -319,7 +321,7 @@ class _Recorder(tune.Callback):
 
     def _end(self, name: str, status: str) -> None:
         val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
-        self._budget.trial_ended(name, status, val_accuracy, checkpoint)
+        self._budget.trial_ended(name, self._settings[name], status, val_accuracy, checkpoint)
         if self._progress:
             self._progress.trial_ended(name, status)
 

@@ -6,13 +6,17 @@ best few. Everything else in a run directory is small.
 
 import contextlib
 import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pyarrow import fs
 
 from analysis.remote import RunPath, is_uri, list_checkpoints, open_storage
-from analysis.trials import load_checkpoints, load_trials
+from analysis.trials import HYPERPARAMETERS, load_checkpoints, load_trials
 from trainables.errors import UserError
 from trainables.optim import STATE_COPIES
 from trainables.resnet import ResNet18
@@ -62,20 +66,39 @@ def as_text(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
 
 
+def configuration(settings: Mapping[Any, Any]) -> str:
+    """Return a name for all hyperparameters but the seed, of a trial's settings or of its row in the table."""
+    return " ".join(str(settings[name]) for name in HYPERPARAMETERS)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    completed: bool
+    val_accuracy: float
+    folder: str
+
+
+def _rank(seeds: list[_Kept]) -> tuple[bool, float]:
+    completed = [seed.val_accuracy for seed in seeds if seed.completed]
+    return bool(completed), statistics.mean(completed or [seed.val_accuracy for seed in seeds])
+
+
 class Checkpoints:
     """Lets the checkpoints go that will not be used again.
 
     Args:
         run: a run directory in which no trial runs yet. What a crash left half written or unrecorded is removed.
         storage: path or URI under which the checkpoints lie; the run directory itself, or what it is the copy of.
-        keep: how many of the trials that ended keep their best epoch's checkpoint: those that ran to their end before
-            those that were stopped, and of these the most accurate; None keeps all.
+        keep: how many of the trials that ended keep their best epoch's checkpoint; None keeps all. Seeds of one
+            configuration stand and fall together, for a few lucky ones would flatter it: configurations that ran to
+            their end come before those that were stopped, and of these those that are more accurate on average.
     """
 
     def __init__(self, run: Path, storage: RunPath, keep: int | None) -> None:
         self._keep = keep
         self._storage, self._base = open_storage(storage)
-        self._kept: list[tuple[bool, float, str]] = []
+        self._kept: dict[str, list[_Kept]] = {}  # by configuration
+        self._gone: set[str] = set()  # configurations that were let go
         if is_uri(storage):  # workers write there, not into the copy
             list_checkpoints(run, str(storage))
         needed = set()
@@ -88,24 +111,45 @@ class Checkpoints:
                 needed |= {best, folders[max(folders)]}
             elif best:
                 needed.add(best)
-                self._kept.append((row["status"] == "completed", row["val_accuracy"], best))
+                self._add(configuration(row), row["status"], row["val_accuracy"], best)
+            elif row["status"] in ENDED and row["epochs"]:
+                self._gone.add(configuration(row))
         for attempt in self._folders("tune"):
             for trial in self._folders(attempt):
                 self._remove(trial, needed)
         self._shrink()
 
-    def trial_ended(self, trial_id: str, status: str, val_accuracy: float, best: str | None) -> None:
+    def trial_ended(
+        self, trial_id: str, settings: Mapping[str, Any], status: str, val_accuracy: float, best: str | None
+    ) -> None:
         """Keep of a trial that ended its best checkpoint (a path within the run), if the trial is among the best."""
         for attempt in self._folders("tune"):
             self._remove(f"{attempt}/{trial_id}", {best})
         if best:
-            self._kept.append((status == "completed", val_accuracy, best))
+            self._add(configuration(settings), status, val_accuracy, best)
             self._shrink()
 
+    def _add(self, of: str, status: str, val_accuracy: float, folder: str) -> None:
+        if of in self._gone:
+            self._delete(folder)
+        else:
+            self._kept.setdefault(of, []).append(_Kept(status == "completed", val_accuracy, folder))
+
     def _shrink(self) -> None:
-        self._kept.sort(key=lambda entry: entry[:2], reverse=True)
-        while self._keep is not None and len(self._kept) > self._keep:
-            self._delete(self._kept.pop()[2])
+        if self._keep is None or sum(map(len, self._kept.values())) <= self._keep:
+            return
+        left = self._keep
+        for name, trials in sorted(self._kept.items(), key=lambda entry: _rank(entry[1]), reverse=True):
+            # Of a single configuration that is too large, the first seeds stay.
+            stay = trials if len(trials) <= left else trials[:left] if left == self._keep else []
+            left = left - len(stay) if len(stay) == len(trials) else 0
+            for trial in trials[len(stay) :]:
+                self._delete(trial.folder)
+            if stay:
+                self._kept[name] = stay
+            else:
+                del self._kept[name]
+                self._gone.add(name)
 
     def _remove(self, trial: str, needed: set[str | None]) -> None:
         for folder in self._folders(trial):

@@ -110,6 +110,11 @@ def test_free_space_is_the_systems(tmp_path):
 
 # ---- Which checkpoints are let go
 
+
+def of(**values: Any) -> dict[str, Any]:
+    return TrialSettings(**{"max_epochs": 3, **values}).model_dump()
+
+
 Epochs = list[tuple[int, float]]
 COMPLETED, STOPPED, FAILED, UNFINISHED = "completed", "stopped", "failed", "pending"
 
@@ -141,8 +146,8 @@ class Run:
             folder.mkdir(parents=True)
             (folder / "checkpoint.json").write_text("{}")
 
-    def trial(self, trial_id: str, status: str, epochs: Epochs, attempt: int = 1) -> None:
-        settings = TrialSettings(max_epochs=3, seed=len(self._entries)).model_dump()
+    def trial(self, trial_id: str, status: str, epochs: Epochs, attempt: int = 1, **values: Any) -> None:
+        settings = of(**{"lr": 0.1 / (1 + len(self._entries)), **values})
         self._entries.append({"trial_id": trial_id, "settings": settings})
         self._add({"event": "trial_started", "trial_id": trial_id, "attempt": attempt, "settings": settings})
         for epoch, accuracy in epochs:
@@ -251,7 +256,7 @@ def test_what_no_epoch_names_is_removed_at_the_start(ended):
 def test_a_run_without_checkpoints_has_nothing_to_lose(keep, run):
     Checkpoints(run.path, run.path, keep)
     run.trial("a", FAILED, [])
-    Checkpoints(run.path, run.path, keep).trial_ended("a", FAILED, -1.0, None)
+    Checkpoints(run.path, run.path, keep).trial_ended("a", of(lr=0.1), FAILED, -1.0, None)
     assert run.left() == {}
 
 
@@ -259,25 +264,27 @@ def test_beaten_ones_are_removed_as_trials_end(run):
     budget = Checkpoints(run.path, run.path, 2)
     for trial_id in ("a", "b", "c", "d", "e"):
         run.checkpoint(trial_id, 1, 2, 3)
-    budget.trial_ended("a", STOPPED, 0.9, run.within("a", 2))
+    budget.trial_ended("a", of(lr=0.1), STOPPED, 0.9, run.within("a", 2))
     assert run.left() == {"a": [2], "b": [1, 2, 3], "c": [1, 2, 3], "d": [1, 2, 3], "e": [1, 2, 3]}
-    budget.trial_ended("b", COMPLETED, 0.3, run.within("b", 3))
+    budget.trial_ended("b", of(lr=0.2), COMPLETED, 0.3, run.within("b", 3))
     assert run.left() == {"a": [2], "b": [3], "c": [1, 2, 3], "d": [1, 2, 3], "e": [1, 2, 3]}
-    budget.trial_ended("c", COMPLETED, 0.2, run.within("c", 1))  # beats a, which was more accurate, but stopped
+    budget.trial_ended(
+        "c", of(lr=0.3), COMPLETED, 0.2, run.within("c", 1)
+    )  # beats a, which was more accurate, but stopped
     assert run.left() == {"b": [3], "c": [1], "d": [1, 2, 3], "e": [1, 2, 3]}
-    budget.trial_ended("d", STOPPED, 0.95, run.within("d", 1))
+    budget.trial_ended("d", of(lr=0.4), STOPPED, 0.95, run.within("d", 1))
     assert run.left() == {"b": [3], "c": [1], "e": [1, 2, 3]}
-    budget.trial_ended("e", COMPLETED, 0.25, run.within("e", 2))
+    budget.trial_ended("e", of(lr=0.5), COMPLETED, 0.25, run.within("e", 2))
     assert run.left() == {"b": [3], "e": [2]}
 
 
 def test_trials_that_ended_in_earlier_attempts_are_beaten_too(ended):
     budget = Checkpoints(ended.path, ended.path, 2)
     ended.checkpoint("new", 1, 2, attempt=2)
-    budget.trial_ended("new", COMPLETED, 0.65, ended.within("new", 2, attempt=2))
+    budget.trial_ended("new", of(lr=0.6), COMPLETED, 0.65, ended.within("new", 2, attempt=2))
     assert ended.left() == {"best": [1], "new": [2]}
     ended.checkpoint("worse", 1, attempt=2)
-    budget.trial_ended("worse", COMPLETED, 0.1, ended.within("worse", 1, attempt=2))
+    budget.trial_ended("worse", of(lr=0.7), COMPLETED, 0.1, ended.within("worse", 1, attempt=2))
     assert ended.left() == {"best": [1], "new": [2]}
 
 
@@ -287,10 +294,10 @@ def test_trials_that_run_are_never_touched(run):
     run.checkpoint("going", 3, attempt=2)
     run.checkpoint("a", 1, 2)
     run.checkpoint("a-2", 1, 2)  # the same settings, tried again
-    budget.trial_ended("a", COMPLETED, 0.9, run.within("a", 1))
+    budget.trial_ended("a", of(lr=0.1), COMPLETED, 0.9, run.within("a", 1))
     assert run.left() == {"a": [1], "a-2": [1, 2], "going": [2, 3]}
     run.checkpoint("b", 1)
-    budget.trial_ended("b", COMPLETED, 0.95, run.within("b", 1))
+    budget.trial_ended("b", of(lr=0.2), COMPLETED, 0.95, run.within("b", 1))
     assert run.left() == {"a-2": [1, 2], "b": [1], "going": [2, 3]}
 
 
@@ -298,7 +305,7 @@ def test_a_trial_that_ends_loses_what_earlier_attempts_left_of_it(run):
     run.trial("a", UNFINISHED, [(1, 0.4), (2, 0.3)])
     budget = Checkpoints(run.path, run.path, None)
     run.checkpoint("a", 3, attempt=2)
-    budget.trial_ended("a", COMPLETED, 0.4, run.within("a", 1))
+    budget.trial_ended("a", of(lr=0.1), COMPLETED, 0.4, run.within("a", 1))
     assert run.left() == {"a": [1]}
     assert run.folder("a", 1).is_dir()
 
@@ -306,8 +313,35 @@ def test_a_trial_that_ends_loses_what_earlier_attempts_left_of_it(run):
 def test_a_trial_that_failed_without_a_checkpoint_leaves_none(run):
     budget = Checkpoints(run.path, run.path, 2)
     run.checkpoint("a", 1)  # written, but its epoch never reported
-    budget.trial_ended("a", FAILED, -1.0, None)
+    budget.trial_ended("a", of(lr=0.1), FAILED, -1.0, None)
     assert run.left() == {}
+
+
+def test_the_seeds_of_a_configuration_stand_and_fall_together(run):
+    """The luckiest seed of all belongs to the second configuration; with one more, the third is the best."""
+    for trial_id, lr, seed, accuracy in (
+        ("a0", 0.1, 0, 0.60), ("b0", 0.2, 0, 0.70), ("b1", 0.2, 1, 0.40), ("a1", 0.1, 1, 0.58), ("c0", 0.3, 0, 0.50),
+    ):  # fmt: skip
+        run.trial(trial_id, COMPLETED, [(1, accuracy)], lr=lr, seed=seed)
+    Checkpoints(run.path, run.path, 4)
+    assert run.left() == {"a0": [1], "a1": [1], "b0": [1], "b1": [1]}
+    budget = Checkpoints(run.path, run.path, 3)
+    assert run.left() == {"a0": [1], "a1": [1]}
+    # What was let go stays so: its one lucky seed would be all that is left of it.
+    run.checkpoint("c1", 1)
+    budget.trial_ended("c1", of(lr=0.3, seed=1), COMPLETED, 0.9, run.within("c1", 1))
+    run.trial("c2", UNFINISHED, [(1, 0.9)], lr=0.3, seed=2)
+    budget = Checkpoints(run.path, run.path, 3)
+    budget.trial_ended("c2", of(lr=0.3, seed=2), COMPLETED, 0.9, run.within("c2", 1))
+    assert run.left() == {"a0": [1], "a1": [1]}
+
+
+def test_of_more_seeds_than_may_be_kept_the_first_stay(run):
+    budget = Checkpoints(run.path, run.path, 2)
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7, 0.9)):
+        run.checkpoint(f"s{seed}", 1)
+        budget.trial_ended(f"s{seed}", of(seed=seed), COMPLETED, accuracy, run.within(f"s{seed}", 1))
+    assert run.left() == {"s0": [1], "s1": [1]}
 
 
 # ---- Storage elsewhere: the run directory is the copy of a run at a URI
@@ -322,7 +356,7 @@ def test_of_a_run_at_a_uri_the_checkpoints_there_are_let_go(ended, tmp_path):
     assert ended.left(there) == {"best": [1], "good": [2], "poor": [3]}
     (there / ended.within("new", 1, attempt=2)).mkdir(parents=True)
     (there / ended.within("new", 2, attempt=2)).mkdir(parents=True)
-    budget.trial_ended("new", COMPLETED, 0.65, ended.within("new", 2, attempt=2))
+    budget.trial_ended("new", of(lr=0.6), COMPLETED, 0.65, ended.within("new", 2, attempt=2))
     assert ended.left(there) == {"best": [1], "good": [2], "new": [2]}
 
 
