@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ def ray_session(address: str) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {}
+    _check_reachable(address)
     if address == "local":
         options = {"include_dashboard": False}
         _make_token()
@@ -52,6 +54,17 @@ def ray_session(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """See that there is something at HOST:PORT: Ray would try for a minute, and then end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(f"Ray at {address!r} could not be reached: {error}") from error
 
 
 def _make_token() -> None:

@@ -251,6 +251,18 @@ def test_top_trials_bring_all_seeds_of_a_configuration():
     assert top_trials(trials, 2)["trial_id"].to_list() == ["t0", "t1", "t3", "t2"]
 
 
+def test_seeds_whose_checkpoints_were_let_go_still_count_in_the_ranking():
+    trials = table(
+        {"lr": 0.1, "seed": 0, "val_accuracy": 0.5},
+        {"lr": 0.1, "seed": 1, "val_accuracy": 0.7},
+        {"lr": 0.01, "seed": 0, "val_accuracy": 0.8},
+        {"lr": 0.01, "seed": 1, "val_accuracy": 0.2, "checkpoint": None},
+        {"lr": 0.001, "seed": 0, "val_accuracy": 0.9, "checkpoint": None},
+    )
+    assert top_trials(trials, 1)["trial_id"].to_list() == ["t0", "t1"]
+    assert top_trials(trials, 3)["trial_id"].to_list() == ["t0", "t1", "t2"]
+
+
 def test_the_same_seed_run_twice_is_one_seed():
     recipes = compare_recipes(table({"val_accuracy": 0.6}, {"val_accuracy": 0.6}), 50)
     assert recipes["num_seeds"].to_list() == [1]

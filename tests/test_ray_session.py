@@ -1,0 +1,120 @@
+"""Ray as a study starts it, and what it makes of a machine or a cluster."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from study import load_settings
+from study.ray_session import ClusterError, check_storage_is_shared, ray_session, share_out
+
+SESSION = """
+import json, os, stat, sys
+from pathlib import Path
+from study.ray_session import ray_session
+import ray
+with ray_session("local"):
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    print(json.dumps({
+        "mode": stat.S_IMODE(token.stat().st_mode), "folder": stat.S_IMODE(token.parent.stat().st_mode),
+        "token": token.read_text(), "file": str(token), "home": [p.name for p in Path.home().iterdir()],
+        "address": ray.get_runtime_context().gcs_address, "usage": os.environ["RAY_USAGE_STATS_ENABLED"],
+        "dashboard": ray._private.worker.get_dashboard_url(),
+    }), flush=True)
+    sys.stdin.readline()
+"""
+STRANGER = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False)
+except Exception as error:
+    print("refused" if "uthent" in str(error) else error)
+else:
+    print("came in")
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    folder = Path("/tmp") / f"study-{os.getpid()}-session"  # Ray's sockets want a short path
+    (folder / "home").mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(code: str, *words: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own |= {"PYTHONPATH": str(Path(__file__).parent.parent), **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code, *words], env=own, stdin=pipe, stdout=pipe, text=True)
+
+
+def test_nobody_without_the_token_comes_in(directory: Path) -> None:
+    home = {"HOME": str(directory / "home"), "RAY_TMPDIR": str(directory / "r")}
+    session = run(SESSION, environment=home)
+    assert session.stdout
+    said: dict[str, Any] = json.loads(session.stdout.readline())
+    assert (said["mode"], said["folder"]) == (0o600, 0o700)
+    assert len(said["token"]) == 64
+    assert ".ray" not in said["home"]  # which may not even be writable
+    assert said["usage"] == "0"
+    assert not said["dashboard"]
+    other = directory / "other"
+    other.mkdir()
+    for token, answer in (("0" * 64, "refused"), (said["token"], "came in")):
+        (other / "token").write_text(token)
+        variables = {**home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other / "token")}
+        guest = run(STRANGER, said["address"], environment=variables)
+        output, _ = guest.communicate(timeout=120)
+        assert output.strip().splitlines()[-1] == answer
+    session.communicate("\n", timeout=60)
+    assert session.returncode == 0
+    assert not Path(said["file"]).exists()
+
+
+def test_a_cluster_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would end the process after a minute."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"^Ray at '{address}' could not be reached: "), ray_session(address):
+            raise AssertionError("it was reached")
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("overrides", "num_trials", "cpus", "concurrent"),
+    [([], 1, 2, 1), ([], 2, 1, 2), ([], 48, 1, 2), (["cpus_per_trial=2"], 48, 2, 1), (["cpus_per_trial=1"], 1, 1, 2)],
+)
+def test_cores_are_shared_among_trials(overrides: list[str], num_trials: int, cpus: int, concurrent: int) -> None:
+    resources = share_out(load_settings("demo", ["device=cpu", *overrides]), "local", num_trials)
+    assert (resources.cpus, resources.gpus, resources.concurrent) == (cpus, 0, concurrent)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_session_that_is_there_is_kept() -> None:
+    before = ray.get_runtime_context().gcs_address
+    with ray_session("local"):
+        assert ray.get_runtime_context().gcs_address == before
+    assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_storage_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's node stands for two; what it cannot write to stands for what is mounted on one of them only."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
+    check_storage_is_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "touch", lambda self: None)
+    with pytest.raises(ClusterError, match=r"is not shared by all nodes: .* cannot write there \(.*No such file"):
+        check_storage_is_shared(tmp_path)
