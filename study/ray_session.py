@@ -29,8 +29,8 @@ class ClusterError(UserError):
 def ray_session(address: str) -> Iterator[None]:
     """Connect to Ray, or start it here; a session that already has one keeps it.
 
-    Ray that is started here listens on this machine only, without a dashboard, reports nothing to its makers, and wants
-    a token that only this user can read.
+    Ray that is started here has no dashboard, reports nothing to its makers, and wants a token that only this user can
+    read on every port that it opens; it opens them on all interfaces, which cannot be changed.
 
     Raises:
         ClusterError: if it cannot be reached or started.
