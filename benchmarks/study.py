@@ -47,7 +47,9 @@ def _pretend(lr: float, epochs: int, seconds: float) -> None:
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def ours(folder: Path, trials: int, epochs: int = 1, seconds: float = 0.0) -> tuple[Path, float]:
+def ours(
+    folder: Path, trials: int, epochs: int = 1, seconds: float = 0.0, early_stopping: str = "asha"
+) -> tuple[Path, float]:
     """Run a study of trials that train nothing; return its directory and the seconds it took."""
 
     def run_trial(config: dict[str, Any], **_: Any) -> None:
@@ -56,8 +58,8 @@ def ours(folder: Path, trials: int, epochs: int = 1, seconds: float = 0.0) -> tu
     rates = [round(0.001 + i * 1e-5, 5) for i in range(trials)]
     settings = load_settings(
         "demo",
-        (*LITTLE_DATA, f"max_epochs={epochs}", "cpus_per_trial=1", "space.optimizer=[sgd]",
-         "space.augmentation=[none]", f"space.lr={rates}"),
+        (*LITTLE_DATA, f"max_epochs={epochs}", f"early_stopping={early_stopping}", "cpus_per_trial=1",
+         "space.optimizer=[sgd]", "space.augmentation=[none]", f"space.lr={rates}"),
     )  # fmt: skip
     original, study.attempt.run_trial = study.attempt.run_trial, run_trial
     run, start = folder / f"ours-{trials}-{time.monotonic_ns()}", time.perf_counter()
@@ -116,7 +118,7 @@ def overhead(folder: Path, rounds: int) -> Rows:
 
 def slots(folder: Path, trials: int = 8, epochs: int = 3, seconds: float = 10.0) -> Rows:
     """Share of the slots' time in which trials of 30 seconds train, from the first start to the last end."""
-    run, whole = ours(folder, trials, epochs, seconds)
+    run, whole = ours(folder, trials, epochs, seconds, early_stopping="none")
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     started = min(e["time"] for e in events if e["event"] == "trial_started")
     ended = max(e["time"] for e in events if e["event"] == "trial_ended")

@@ -99,7 +99,7 @@ def run_attempt(
     asha = _asha(settings, run)
     guard = _DiskGuard(run, reserve)
     recorder = _Recorder(run, events, progress if show else None, attempt, fixed, asha, budget, guard)
-    recorder.resume(unfinished, count_losses(run))
+    recorder.resume(unfinished, count_losses(run), load_checkpoints(run))
 
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -133,8 +133,6 @@ def run_attempt(
             stop=guard,
             callbacks=[recorder, TBXLoggerCallback()],
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
-            # The best epoch's for the report; Ray Tune always keeps the last one too, for going on.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=OBJECTIVE),
         ),
     )
     outcome = "interrupted"
@@ -169,16 +167,17 @@ def _next_attempt(storage: RunPath) -> int:
 
 @contextlib.contextmanager
 def _without_ray_tunes_own_logs() -> Iterator[None]:
-    """Spare the JSON and CSV files in which Ray Tune would repeat the event log."""
-    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    """Spare what would repeat the event log: JSON and CSV files, and snapshots, which grow with every trial."""
+    settings = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "86400"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _error_of(trial: Trial) -> Exception:
@@ -260,13 +259,17 @@ class _Recorder(tune.Callback):
         self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
         self._settings: dict[str, dict[str, Any]] = {}
         self._best: dict[str, tuple[float, int, str]] = {}
+        self._folders: dict[str, list[str]] = {}  # of each trial's checkpoints that are there, in their order
         self._losses: dict[str, int] = {}
         self._diverged: set[str] = set()
         self.lost = False
 
-    def resume(self, unfinished: pd.DataFrame, losses: dict[str, int]) -> None:
+    def resume(self, unfinished: pd.DataFrame, losses: dict[str, int], checkpoints: dict[str, dict[int, Path]]) -> None:
         """Take over what is known of the trials that an earlier attempt began."""
         self._losses = losses
+        for name in unfinished["trial_id"]:
+            folders = checkpoints.get(name, {})
+            self._folders[name] = [_relative(str(folders[epoch]), self._run) for epoch in sorted(folders)]
         for row in unfinished[unfinished["checkpoint"].notna()].to_dict("records"):
             self._best[row["trial_id"]] = (
                 row["val_accuracy"],
@@ -292,10 +295,21 @@ class _Recorder(tune.Callback):
         accuracy = (result["val_accuracy"], result["epoch"])
         if accuracy[0] == accuracy[0] and accuracy >= self._best.get(name, (-1.0, 0))[:2]:
             self._best[name] = (*accuracy, folder)
+        self._folders.setdefault(name, []).append(folder)
         if result["diverged"]:
             self._diverged.add(name)
         if self._progress:
             self._progress.epoch_done(name, result)
+
+    def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Keep the best epoch's checkpoint and the last one's. Only now does Ray Tune know of the last."""
+        name = trial_name(trial)
+        folders = self._folders.get(name, [])
+        stay = {folders[-1], self._best[name][2] if name in self._best else ""} if folders else set()
+        for folder in folders:
+            if folder not in stay:
+                self._budget.remove(folder)
+        self._folders[name] = [folder for folder in folders if folder in stay]
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial_name(trial)
@@ -320,6 +334,7 @@ class _Recorder(tune.Callback):
             self._events.append("trial_lost", trial_id=name, error=_in_short(error))
 
     def _end(self, name: str, status: str) -> None:
+        self._folders.pop(name, None)
         val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
         self._budget.trial_ended(name, self._settings[name], status, val_accuracy, checkpoint)
         if self._progress:

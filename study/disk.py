@@ -131,7 +131,7 @@ class Checkpoints:
 
     def _add(self, of: str, status: str, val_accuracy: float, folder: str) -> None:
         if of in self._gone:
-            self._delete(folder)
+            self.remove(folder)
         else:
             self._kept.setdefault(of, []).append(_Kept(status == "completed", val_accuracy, folder))
 
@@ -144,7 +144,7 @@ class Checkpoints:
             stay = trials if len(trials) <= left else trials[:left] if left == self._keep else []
             left = left - len(stay) if len(stay) == len(trials) else 0
             for trial in trials[len(stay) :]:
-                self._delete(trial.folder)
+                self.remove(trial.folder)
             if stay:
                 self._kept[name] = stay
             else:
@@ -154,12 +154,13 @@ class Checkpoints:
     def _remove(self, trial: str, needed: set[str | None]) -> None:
         for folder in self._folders(trial):
             if "checkpoint_" in folder and folder not in needed:
-                self._delete(folder)
+                self.remove(folder)
 
     def _folders(self, parent: str) -> list[str]:
         selector = fs.FileSelector(f"{self._base}/{parent}", allow_not_found=True)
         return [f"{parent}/{info.base_name}" for info in self._storage.get_file_info(selector) if not info.is_file]
 
-    def _delete(self, folder: str) -> None:
+    def remove(self, folder: str) -> None:
+        """Remove a checkpoint, given by its path within the run."""
         with contextlib.suppress(OSError):  # it takes up room, but does no harm
             self._storage.delete_dir(f"{self._base}/{folder}")

@@ -1,5 +1,6 @@
 """``python -m study check-cluster``: the shipped file passes, and what is broken is refused with its place."""
 
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -135,6 +136,17 @@ def test_on_premise_file_passes(file, home, capsys):
     code, out, err = command(write(file, LOCAL), capsys)
     assert (code, err) == (0, "")
     assert "before ray up" not in out
+
+
+def test_what_the_readme_says_of_your_own_machines_passes(file):
+    (snippet,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+    def change(config: dict[str, Any]) -> None:
+        for name in ("head_node_type", "available_node_types", "initialization_commands"):
+            del config[name]
+        config.update(yaml.safe_load(snippet))
+
+    assert check_cluster(write(file, SHIPPED, change))[0] == []
 
 
 PASSING: dict[str, Change] = {
