@@ -43,9 +43,11 @@ def run_path(text: str) -> RunPath:
 def source(run: Path) -> str:
     """Return what to call a run: the URI that a directory is the copy of, or the directory itself."""
     try:
-        return (run / _URI).read_text()
-    except OSError:
+        uri = (run / _URI).read_text()
+    except (OSError, UnicodeDecodeError):
         return str(run)
+    # Only what this module wrote is believed: a stranger's run may hold a file of that name.
+    return uri if copy_of(uri) == run.absolute() else str(run)
 
 
 def open_storage(run: RunPath) -> tuple[fs.FileSystem, str]:
@@ -95,8 +97,8 @@ def fetch_checkpoint(folder: Path) -> Path:
     Raises:
         RemoteError: if they cannot be read.
     """
-    run = next((parent for parent in folder.parents if (parent / _URI).exists()), None)
-    if run is None or (folder / "checkpoint.json").exists():
+    run = folder.parents[3] if len(folder.parents) > 3 else folder  # RUN/tune/attempt-N/TRIAL/checkpoint_N
+    if source(run) == str(run) or (folder / "checkpoint.json").exists():
         return folder
     uri = source(run)
     with _explained(uri):

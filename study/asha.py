@@ -41,6 +41,7 @@ class RecordingASHA(AsyncHyperBandScheduler):
             time_attr="epoch", max_t=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor
         )
         self.decision: dict[str, Any] | None = None
+        self._stopped: set[str] = set()
         for name, values in history.items():
             for milestone, recorded in self._brackets[0]._rungs:
                 reached = [epoch for epoch in values if epoch >= milestone]
@@ -56,12 +57,14 @@ class RecordingASHA(AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide as Ray Tune does, and keep the decision for the log."""
+        self.decision = None
+        if trial.trial_id in self._stopped:  # its worker died before Ray Tune acted on it
+            return str(TrialScheduler.STOP)
         epoch, bracket = result["epoch"], self._brackets[0]
         # The rung at which Ray Tune is about to judge: the highest that was reached and not yet recorded.
         rungs = ((m, dict(r)) for m, r in bracket._rungs if epoch >= m and trial.trial_id not in r)
         rung, recorded = next(rungs, (None, {}))
         action = str(super().on_trial_result(tune_controller, trial, result))
-        self.decision = None
         if rung is not None and epoch < self._max_t:
             cutoff = bracket.cutoff(recorded)
             self.decision = {
@@ -69,4 +72,6 @@ class RecordingASHA(AsyncHyperBandScheduler):
                 "cutoff": None if cutoff is None else float(cutoff),
                 "stop": action == TrialScheduler.STOP,
             }
+            if self.decision["stop"]:
+                self._stopped.add(trial.trial_id)
         return action

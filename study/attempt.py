@@ -7,6 +7,7 @@ starts a fresh one-trial run where its state file is truncated. What is left to 
 import contextlib
 import dataclasses
 import errno
+import itertools
 import logging
 import os
 import socket
@@ -88,17 +89,20 @@ def run_attempt(
     attempt = _next_attempt(storage)
     fixed = fixed_settings(settings)
     asked = {entry.key(): entry for entry in read_manifest(run).trials}
-    todo = [s.model_dump() for key, s in asked.items() if key not in set(ended["trial_id"])]
+    over, waiting = set(ended["trial_id"]), set(unfinished["trial_id"])
+    todo = [s.model_dump() for key, s in asked.items() if key not in over]
     checkpoints = {}
     for trial_id, folders in load_checkpoints(run).items():
-        if folders and trial_id in set(unfinished["trial_id"]):
+        if folders and trial_id in waiting:
             checkpoints[trial_id] = f"{storage}/{folders[max(folders)].relative_to(run).as_posix()}"
     title = f"{Path(source(run)).name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
     progress.resume(list(ended["status"]), known)
     asha = _asha(settings, run)
-    guard = _DiskGuard(run, reserve)
-    recorder = _Recorder(run, events, progress if show else None, attempt, fixed, asha, budget, guard)
+    guard = _Guard(run, reserve)
+    recorder = _Recorder(
+        run, events, progress if show else None, attempt, fixed, asha, budget, guard, resources.concurrent == 1
+    )
     recorder.resume(unfinished, count_losses(run), load_checkpoints(run))
 
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
@@ -140,18 +144,18 @@ def run_attempt(
         events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
         with progress if show else contextlib.nullcontext(), _without_ray_tunes_own_logs():
             tuner.fit()
-        over = load_trials(run)["status"].isin(ENDED).all()
-        if not over and guard.is_full:
+        all_over = load_trials(run)["status"].isin(ENDED).all()
+        if not all_over and guard.is_full:
             outcome = "disk full"
             raise _disk_full(run)
-        outcome = "finished" if over else "lost" if recorder.lost else "interrupted"
+        outcome = "finished" if all_over else "lost" if recorder.lost else "interrupted"
     except DiskFullError:
         raise
     except Exception as error:  # TuneError, a full disk, a worker killed for memory: whatever ends fit()
-        outcome = f"error: {_first_line(error)}"
+        outcome = f"error: {_in_short(error)}"
         if _is_disk_full(error):
             raise _disk_full(run) from error
-        raise AttemptError(_first_line(error)) from error
+        raise AttemptError(_in_short(error)) from error
     finally:
         with contextlib.suppress(OSError):  # a full disk says so already
             events.append("attempt_ended", attempt=attempt, reason=outcome)
@@ -194,18 +198,16 @@ def _relative(folder: str, run: Path) -> str:
     return Path(folder).relative_to(run).as_posix()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
-
-
 def _is_own(error: Exception) -> bool:
     """Whether a trial's own code raised it; of a worker or a node that died, the trial is not to blame."""
     return isinstance(error, RayTaskError) or not isinstance(error, RayError)
 
 
-def _in_short(error: Exception) -> str:
-    # Ray puts the worker's traceback before the message.
-    return str(error).strip().splitlines()[-1][:1000] if _is_own(error) and str(error).strip() else _first_line(error)
+def _in_short(error: BaseException) -> str:
+    """Return one line of an error: the last where there is a traceback before it, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    has_traceback = isinstance(error, RayTaskError) or any(line.startswith("Traceback") for line in lines)
+    return lines[-1 if has_traceback else 0][:1000]
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -223,12 +225,13 @@ def _disk_full(run: Path) -> DiskFullError:
     )
 
 
-class _DiskGuard(tune.Stopper):
+class _Guard(tune.Stopper):
     """Ends an attempt, trials and all, while there is still room to write down how far they are."""
 
     def __init__(self, run: Path, reserve: int) -> None:
         self._run, self._reserve, self._next = run, reserve, 0.0
         self.is_full = False
+        self.is_over = False  # something else wants the attempt to end
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -238,7 +241,7 @@ class _DiskGuard(tune.Stopper):
         if now >= self._next:
             self._next = now + 1
             self.is_full = self.is_full or free_bytes(self._run) < self._reserve
-        return self.is_full
+        return self.is_full or self.is_over
 
 
 class _Recorder(tune.Callback):
@@ -253,11 +256,12 @@ class _Recorder(tune.Callback):
         fixed: dict[str, Any],
         asha: RecordingASHA | None,
         budget: Checkpoints,
-        guard: _DiskGuard,
+        guard: _Guard,
+        one_at_a_time: bool,
     ) -> None:
         self._run, self._events, self._progress, self._attempt = run, events, progress, attempt
         self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
-        self._settings: dict[str, dict[str, Any]] = {}
+        self._one_at_a_time = one_at_a_time
         self._best: dict[str, tuple[float, int, str]] = {}
         self._folders: dict[str, list[str]] = {}  # of each trial's checkpoints that are there, in their order
         self._losses: dict[str, int] = {}
@@ -278,8 +282,7 @@ class _Recorder(tune.Callback):
             )
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        settings = TrialSettings(**{**self._fixed, **trial.config["trial"]}).model_dump()
-        self._settings[trial_name(trial)] = settings
+        settings = self._settings_of(trial)
         self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
         if self._progress:
             self._progress.trial_started(trial_name(trial), settings)
@@ -315,7 +318,7 @@ class _Recorder(tune.Callback):
         name = trial_name(trial)
         done = trial.last_result.get("epoch") == self._fixed["max_epochs"]
         self._events.append("trial_ended", trial_id=name)
-        self._end(name, "diverged" if name in self._diverged else "completed" if done else "stopped")
+        self._end(trial, "diverged" if name in self._diverged else "completed" if done else "stopped")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._events.append("trial_retried", trial_id=trial_name(trial), error=_in_short(_error_of(trial)))
@@ -328,15 +331,21 @@ class _Recorder(tune.Callback):
             return
         if _is_own(error) or self._losses.get(name, 0) >= MAX_LOSSES:
             self._events.append("trial_failed", trial_id=name, error=_in_short(error))
-            self._end(name, "failed")
+            self._end(trial, "failed")
         else:
             self.lost = True
+            # One at a time, a lost trial goes on before any other: ASHA would judge in another order.
+            self._guard.is_over = self._one_at_a_time
             self._events.append("trial_lost", trial_id=name, error=_in_short(error))
 
-    def _end(self, name: str, status: str) -> None:
+    def _settings_of(self, trial: Trial) -> dict[str, Any]:
+        return TrialSettings(**{**self._fixed, **trial.config["trial"]}).model_dump()
+
+    def _end(self, trial: Trial, status: str) -> None:
+        name = trial_name(trial)
         self._folders.pop(name, None)
         val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
-        self._budget.trial_ended(name, self._settings[name], status, val_accuracy, checkpoint)
+        self._budget.trial_ended(name, self._settings_of(trial), status, val_accuracy, checkpoint)
         if self._progress:
             self._progress.trial_ended(name, status)
 
@@ -355,16 +364,15 @@ class _FolderNames:
     """
 
     def __init__(self, fixed: dict[str, Any], known: Iterable[str], unfinished: Iterable[str]) -> None:
-        self._fixed, self._unfinished = fixed, set(unfinished)
-        self._taken = set(known) - self._unfinished
+        self._fixed = fixed
+        self._taken = set(known) - set(unfinished)
 
     def __call__(self, trial: Trial) -> str:
         key = TrialSettings(**{**self._fixed, **trial.config["trial"]}).key()
-        names = [key, *(f"{key}-{i}" for i in range(2, 10_000))]
-        free = [name for name in names if name not in self._taken]
-        name = next((name for name in free if name in self._unfinished), free[0])
-        self._taken.add(name)
-        return name
+        names = (key if i == 1 else f"{key}-{i}" for i in itertools.count(1))
+        free = next(name for name in names if name not in self._taken)
+        self._taken.add(free)
+        return free
 
 
 def _asha(settings: StudySettings, run: Path) -> RecordingASHA | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pyarrow import fs
 
@@ -112,7 +113,7 @@ class Checkpoints:
             elif best:
                 needed.add(best)
                 self._add(configuration(row), row["status"], row["val_accuracy"], best)
-            elif row["status"] in ENDED and row["epochs"]:
+            elif keep is not None and row["status"] in ENDED and pd.notna(row["best_epoch"]):
                 self._gone.add(configuration(row))
         for attempt in self._folders("tune"):
             for trial in self._folders(attempt):

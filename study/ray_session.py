@@ -91,7 +91,8 @@ class Resources:
         cpus: CPU cores, and threads, of a trial.
         gpus: GPUs of a trial; fractions share one.
         concurrent: trials that run at once on what there is now.
-        limit: trials that may run at once, where Ray does not know itself.
+        limit: trials that may be begun at once; None on a cluster, which may grow. Without a limit Ray Tune queues
+            more, and lets them pass a trial whose worker died.
     """
 
     cpus: int
@@ -123,12 +124,13 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
             f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but there are {cpus} and {gpus:g}; "
             "lower cpus_per_trial or gpus_per_trial"
         )
-    # Ray does not know Apple's GPU: without a limit, every core would run a trial on it.
-    limit = 1 if address == "local" and resolve_device(settings.device).type == "mps" else None
     slots = cpus // cpus_per_trial
     if gpus_per_trial:
         slots = min(slots, int(gpus / gpus_per_trial))
-    return Resources(cpus_per_trial, gpus_per_trial, limit or max(1, slots), limit)
+    if address == "local" and resolve_device(settings.device).type == "mps":
+        slots = 1  # Ray does not know Apple's GPU: every core would run a trial on it
+    concurrent = max(1, slots)
+    return Resources(cpus_per_trial, gpus_per_trial, concurrent, concurrent if address == "local" else None)
 
 
 def check_storage_is_shared(run: Path) -> None:

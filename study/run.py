@@ -110,6 +110,9 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
     changes = check_resumable(begun, now, folder, force)
     with interruptible(), holding(folder):
         if load_trials(folder)["status"].isin(ENDED).all():
+            if is_uri(run):  # what could not be sent when it ended
+                with Uploads(folder, str(run)):
+                    pass
             return True
         data = _load(settings, address)
         found, then = _describe_data(settings, data)["fingerprint"], study["data"]["fingerprint"]

@@ -108,10 +108,12 @@ def disturb(monkeypatch: pytest.MonkeyPatch, epoch: int, what: Callable[[], None
     monkeypatch.setattr(study.attempt, "run_trial", run_trial)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_a_worker_is_killed(
-    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
-    disturb(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
+    """At epoch 1 the trial has a rung before it, which no other may reach first."""
+    disturb(monkeypatch, epoch, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     (retried,) = [e for e in events(tmp_path / "run") if e["event"] == "trial_retried"]
@@ -124,7 +126,7 @@ def test_a_worker_is_killed_more_often_than_a_trial_may_fail(
 ) -> None:
     """Not the trial's fault: the study begins again by itself, and the trial goes on."""
     monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
-    disturb(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
+    disturb(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
     start = time.monotonic()
     assert run_study(load_settings("demo", [*overrides, "max_failures=0"]), tmp_path / "run", show=False)
     assert [e["reason"] for e in events(tmp_path / "run") if e["event"] == "attempt_ended"] == ["lost", "finished"]
@@ -137,7 +139,7 @@ def test_a_worker_raises(
     def fail() -> None:
         raise RuntimeError("a cosmic ray")
 
-    disturb(monkeypatch, 3, fail, tmp_path / "once")
+    disturb(monkeypatch, 1, fail, tmp_path / "once")
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     (retried,) = [e for e in events(tmp_path / "run") if e["event"] == "trial_retried"]
