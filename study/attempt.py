@@ -37,6 +37,7 @@ from study.progress import Progress
 from study.ray_session import Resources
 from study.settings import StudySettings
 from study.space import fixed_settings, optuna_space
+from study.supervise import AttemptError, Interruption
 from trainables.settings import TrialSettings
 from trainables.train import EpochMetrics
 from trainables.tune_trial import OBJECTIVE, run_trial
@@ -47,10 +48,6 @@ REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTI
 MAX_LOSSES = 3
 
 
-class AttemptError(Exception):
-    """Ray Tune gave up; what is finished is on disk, and another attempt may go on."""
-
-
 def run_attempt(
     settings: StudySettings,
     run: Path,
@@ -58,6 +55,7 @@ def run_attempt(
     images: tuple[ray.ObjectRef, ray.ObjectRef],
     resources: Resources,
     reserve: int,
+    interruption: Interruption,
     show: bool,
 ) -> str:
     """Run the trials that have not ended.
@@ -69,11 +67,12 @@ def run_attempt(
         images: to train and to validate on, in Ray's object store.
         resources: of each trial.
         reserve: bytes of free disk below which no trial goes on.
+        interruption: says when to end before the end.
         show: whether to print progress.
 
     Returns:
-        ``finished``; ``interrupted`` by a signal; or ``lost``, if trials were lost with their worker or node and should
-        be begun again.
+        ``finished``; ``interrupted``; or ``lost``, if trials were lost with their worker or node and should be begun
+        again.
 
     Raises:
         DiskFullError: if the disk is full.
@@ -99,7 +98,7 @@ def run_attempt(
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
     progress.resume(list(ended["status"]), known)
     asha = _asha(settings, run)
-    guard = _Guard(run, reserve)
+    guard = _Guard(run, reserve, interruption)
     recorder = _Recorder(
         run, events, progress if show else None, attempt, fixed, asha, budget, guard, resources.concurrent == 1
     )
@@ -142,21 +141,25 @@ def run_attempt(
     outcome = "interrupted"
     try:
         events.append("attempt_started", attempt=attempt, pid=os.getpid(), host=socket.gethostname())
-        with progress if show else contextlib.nullcontext(), _without_ray_tunes_own_logs():
+        with progress if show else contextlib.nullcontext(), _ray_tune_settings():
+            interruption.heeded = True
             tuner.fit()
         all_over = load_trials(run)["status"].isin(ENDED).all()
         if not all_over and guard.is_full:
             outcome = "disk full"
             raise _disk_full(run)
-        outcome = "finished" if all_over else "lost" if recorder.lost else "interrupted"
+        outcome = "finished" if all_over else "interrupted" if interruption.asked else "lost"
     except DiskFullError:
         raise
     except Exception as error:  # TuneError, a full disk, a worker killed for memory: whatever ends fit()
+        if interruption.asked:
+            return outcome
         outcome = f"error: {_in_short(error)}"
         if _is_disk_full(error):
             raise _disk_full(run) from error
         raise AttemptError(_in_short(error)) from error
     finally:
+        interruption.heeded = False
         with contextlib.suppress(OSError):  # a full disk says so already
             events.append("attempt_ended", attempt=attempt, reason=outcome)
     return outcome
@@ -170,9 +173,13 @@ def _next_attempt(storage: RunPath) -> int:
 
 
 @contextlib.contextmanager
-def _without_ray_tunes_own_logs() -> Iterator[None]:
+def _ray_tune_settings() -> Iterator[None]:
     """Spare what would repeat the event log: JSON and CSV files, and snapshots, which grow with every trial."""
-    settings = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "86400"}
+    settings = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would stay in place afterwards
+    }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -228,8 +235,8 @@ def _disk_full(run: Path) -> DiskFullError:
 class _Guard(tune.Stopper):
     """Ends an attempt, trials and all, while there is still room to write down how far they are."""
 
-    def __init__(self, run: Path, reserve: int) -> None:
-        self._run, self._reserve, self._next = run, reserve, 0.0
+    def __init__(self, run: Path, reserve: int, interruption: Interruption) -> None:
+        self._run, self._reserve, self._next, self._interruption = run, reserve, 0.0, interruption
         self.is_full = False
         self.is_over = False  # something else wants the attempt to end
 
@@ -241,7 +248,7 @@ class _Guard(tune.Stopper):
         if now >= self._next:
             self._next = now + 1
             self.is_full = self.is_full or free_bytes(self._run) < self._reserve
-        return self.is_full or self.is_over
+        return self.is_full or self.is_over or self._interruption.asked
 
 
 class _Recorder(tune.Callback):
@@ -266,7 +273,6 @@ class _Recorder(tune.Callback):
         self._folders: dict[str, list[str]] = {}  # of each trial's checkpoints that are there, in their order
         self._losses: dict[str, int] = {}
         self._diverged: set[str] = set()
-        self.lost = False
 
     def resume(self, unfinished: pd.DataFrame, losses: dict[str, int], checkpoints: dict[str, dict[int, Path]]) -> None:
         """Take over what is known of the trials that an earlier attempt began."""
@@ -333,7 +339,6 @@ class _Recorder(tune.Callback):
             self._events.append("trial_failed", trial_id=name, error=_in_short(error))
             self._end(trial, "failed")
         else:
-            self.lost = True
             # One at a time, a lost trial goes on before any other: ASHA would judge in another order.
             self._guard.is_over = self._one_at_a_time
             self._events.append("trial_lost", trial_id=name, error=_in_short(error))

@@ -27,7 +27,7 @@ from study.manifest import (
 from study.ray_session import check_storage_is_shared, ray_session, share_out
 from study.settings import StudySettings, check_settings
 from study.space import fixed_settings, list_trials
-from study.supervise import StudyError, holding, interruptible, supervise
+from study.supervise import Interruption, StudyError, holding, interruptible, supervise
 from study.upload import Uploads
 from trainables.data import ImageData, load_data, stratified_split
 from trainables.device import describe_machine, resolve_device
@@ -62,7 +62,7 @@ def run_study(
     folder = local_run(run) if is_uri(run) else Path(run).absolute()
     if (folder / "study.yaml").exists() or (folder.exists() and not is_uri(run)):
         raise StudyError(f"{run}: exists; go on with it by python -m study resume {run}, or give another --name")
-    with interruptible():
+    with interruptible() as interruption:
         data = _load(settings, address)
         manifest = make_manifest(settings, [] if settings.search == "optuna" else list_trials(settings))
         study = {
@@ -85,7 +85,7 @@ def run_study(
             text = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120)
             write_atomically(folder / "study.yaml", text)
 
-        return _run_to_the_end(settings, folder, run, manifest, [data], address, show, make_directory)
+        return _run_to_the_end(settings, folder, run, manifest, [data], address, show, interruption, make_directory)
 
 
 def resume_study(run: RunPath, *, address: str = "local", show: bool = True, force: bool = False) -> bool:
@@ -108,7 +108,7 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
     begun = read_manifest(folder)
     now = make_manifest(settings, [] if settings.search == "optuna" else list_trials(settings))
     changes = check_resumable(begun, now, folder, force)
-    with interruptible(), holding(folder):
+    with interruptible() as interruption, holding(folder):
         if load_trials(folder)["status"].isin(ENDED).all():
             if is_uri(run):  # what could not be sent when it ended
                 with Uploads(folder, str(run)):
@@ -121,7 +121,7 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
         if changes:
             EventLog(folder).append("changed", what=changes)
             write_manifest(folder, now)
-        return _run_to_the_end(settings, folder, run, now, [data], address, show)
+        return _run_to_the_end(settings, folder, run, now, [data], address, show, interruption)
 
 
 def _load(settings: StudySettings, address: str) -> ImageData:
@@ -153,6 +153,7 @@ def _run_to_the_end(
     loaded: list[ImageData],
     address: str,
     show: bool,
+    interruption: Interruption,
     make_directory: Callable[[], None] | None = None,
 ) -> bool:
     """Attempt the study until it ends; ``loaded`` holds the data until Ray's object store has them."""
@@ -165,7 +166,7 @@ def _run_to_the_end(
 
     def attempt() -> str:
         data = loaded.pop() if loaded else _load(settings, address)
-        with ray_session(address), interruptible():  # Ray has put a handler of its own in place
+        with ray_session(address):
             # Of all trials, not of those that are left: sums, and so results, depend on the threads of a trial.
             resources = share_out(settings, address, num_trials)
             size = _largest_checkpoint(settings, manifest, len(data.class_names))
@@ -184,7 +185,7 @@ def _run_to_the_end(
             images = ray.put(train_data), ray.put(val_data)
             del data, train_data, val_data  # the object store has them now: one copy a node
             reserve = reserve_bytes(0 if is_uri(run) else size, resources.concurrent)
-            return run_attempt(settings, folder, storage, images, resources, reserve, show)
+            return run_attempt(settings, folder, storage, images, resources, reserve, interruption, show)
 
     uploads: list[Uploads] = []
     with contextlib.ExitStack() as held:

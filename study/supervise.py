@@ -6,16 +6,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.remote import source
 from analysis.trials import load_trials, shows_life
-from study.attempt import AttemptError
 from trainables.errors import UserError
 
 # Attempts in a row that may fail without one more epoch.
 MAX_RESTARTS = 3
 _WAIT_SECONDS = 2.0
+
+
+class AttemptError(Exception):
+    """Ray Tune gave up; what is finished is on disk, and another attempt may go on."""
 
 
 class StudyError(UserError):
@@ -51,26 +55,38 @@ def holding(run: Path) -> Iterator[None]:
         yield
 
 
+@dataclass
+class Interruption:
+    """Whether this process was asked to end: by Ctrl-C, a scheduler (SIGTERM) or a closed terminal (SIGHUP).
+
+    Attributes:
+        asked: it was, while it was heeded.
+        heeded: whether someone looks at ``asked``; while nobody does, and the second time, KeyboardInterrupt is raised.
+    """
+
+    asked: bool = False
+    heeded: bool = False
+
+
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let what schedulers and closed terminals send (SIGTERM, SIGHUP) end a study as cleanly as Ctrl-C does."""
+def interruptible() -> Iterator[Interruption]:
+    """Take over the signals that ask this process to end."""
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interruption
         return
 
     def interrupt(number: int, frame: object) -> None:
-        # Ray Tune's own handler ends its trials first; where it is not at work, Python's would.
-        if callable(signal.getsignal(signal.SIGINT)):
-            signal.raise_signal(signal.SIGINT)
-        else:  # ignored, as in a background job
+        if not interruption.heeded or interruption.asked:
             raise KeyboardInterrupt
+        interruption.asked = True
 
     before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, and in background jobs
             before[number] = signal.signal(number, interrupt)
     try:
-        yield
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -375,14 +375,19 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_handler_of_sigint_is_asked_first():
-    """As Ray Tune's, which ends its trials."""
-    got = []
-    signal.signal(signal.SIGINT, lambda number, frame: got.append(number))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with interruptible():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert got == [signal.SIGINT]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_heeds_is_asked_once_and_then_interrupted(number):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.default_int_handler)
+    with interruptible() as interruption:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert not interruption.asked
+        interruption.heeded = True
+        os.kill(os.getpid(), number)
+        assert interruption.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
 
 
 @pytest.mark.usefixtures("handlers")
