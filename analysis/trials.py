@@ -26,7 +26,8 @@ from trainables.settings import TrialSettings
 
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]
 _DTYPES: dict[Any, str] = {int: "Int64", bool: "boolean", float: "float64"}
-STATUSES = ["pending", "running", "completed", "stopped", "diverged", "failed"]
+ENDED = ["completed", "stopped", "diverged", "failed"]
+STATUSES = ["pending", "running", *ENDED]
 EPOCH_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
     "epoch": "int64",
@@ -167,13 +168,13 @@ def load_decisions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
     return _over_runs(runs, _decision_table)
 
 
-def load_checkpoints(run: RunPath) -> dict[str, dict[int, Path]]:
-    """Return the folders of the checkpoints that are there, by trial and epoch."""
+def load_checkpoints(run: RunPath) -> dict[str, dict[int, str]]:
+    """Return the folders of the checkpoints that are there, as paths within the run, by trial and epoch."""
     run = local_run(run)
-    found: dict[str, dict[int, Path]] = {}
+    found: dict[str, dict[int, str]] = {}
     for trial in _read_run(run).trials.values():
-        folders = {epoch: run / row["checkpoint"] for epoch, row in trial.rows.items() if row.get("checkpoint")}
-        found[trial.trial_id] = {epoch: folder for epoch, folder in folders.items() if folder.is_dir()}
+        folders = {epoch: row["checkpoint"] for epoch, row in trial.rows.items() if row.get("checkpoint")}
+        found[trial.trial_id] = {epoch: folder for epoch, folder in folders.items() if (run / folder).is_dir()}
     return found
 
 

@@ -12,9 +12,8 @@ from pyarrow import fs
 
 from analysis.remote import RunPath, is_uri, local_run, open_storage, run_path
 from analysis.tables import as_text
-from analysis.trials import STATUSES, is_running, load_trials, read_study, varied
+from analysis.trials import ENDED, STATUSES, is_running, load_trials, read_study, varied
 from study.check_cluster import check_cluster
-from study.disk import ENDED
 from study.run import resume_study, run_study
 from study.settings import HYPERPARAMETERS, PRESETS, StudySettings, load_settings, preset_names
 from trainables.errors import UserError
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="go on with an interrupted study")
     resume.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
-    resume.add_argument("--force", action="store_true", help="also with code, packages or a device that have changed")
+    resume.add_argument("--force", action="store_true", help="also with changed code, packages or resource settings")
     for sub in (run, resume):
         sub.add_argument("--address", default="local", metavar="A", help="of a Ray cluster [local: this machine]")
         sub.add_argument("--quiet", action="store_true", help="show no progress")

@@ -28,9 +28,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from analysis.remote import RunPath, is_uri, open_storage, source
-from analysis.trials import count_losses, load_checkpoints, load_decisions, load_trials
+from analysis.trials import ENDED, count_losses, load_checkpoints, load_decisions, load_trials
 from study.asha import RecordingASHA, trial_name
-from study.disk import ENDED, Checkpoints, DiskFullError, as_text, free_bytes
+from study.disk import Checkpoints, DiskFullError, as_text, free_bytes
 from study.events import EventLog
 from study.manifest import read_manifest
 from study.progress import Progress
@@ -90,19 +90,18 @@ def run_attempt(
     asked = {entry.key(): entry for entry in read_manifest(run).trials}
     over, waiting = set(ended["trial_id"]), set(unfinished["trial_id"])
     todo = [s.model_dump() for key, s in asked.items() if key not in over]
-    checkpoints = {}
-    for trial_id, folders in load_checkpoints(run).items():
-        if folders and trial_id in waiting:
-            checkpoints[trial_id] = f"{storage}/{folders[max(folders)].relative_to(run).as_posix()}"
+    there = {
+        trial_id: folders for trial_id, folders in load_checkpoints(run).items() if folders and trial_id in waiting
+    }
     title = f"{Path(source(run)).name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
     progress.resume(list(ended["status"]), known)
     asha = _asha(settings, run)
     guard = _Guard(run, reserve, interruption)
     recorder = _Recorder(
-        run, events, progress if show else None, attempt, fixed, asha, budget, guard, resources.concurrent == 1
+        events, progress if show else None, attempt, fixed, asha, budget, guard, resources.concurrent == 1
     )
-    recorder.resume(unfinished, count_losses(run), load_checkpoints(run))
+    recorder.resume(unfinished, count_losses(run), there)
 
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -114,7 +113,7 @@ def run_attempt(
         images=images,
         device=settings.device,
         num_threads=resources.cpus,
-        checkpoints=checkpoints,
+        checkpoints={name: f"{storage}/{folders[max(folders)]}" for name, folders in there.items()},
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
@@ -191,6 +190,10 @@ def _ray_tune_settings() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _settings_of(trial: Trial, fixed: dict[str, Any]) -> TrialSettings:
+    return TrialSettings(**{**fixed, **trial.config["trial"]})
+
+
 def _error_of(trial: Trial) -> Exception:
     """Return what ended a trial. The driver reads what it pickled itself."""
     try:
@@ -199,10 +202,6 @@ def _error_of(trial: Trial) -> Exception:
             return error
     except Exception:  # of a class that is not here
         return RuntimeError(Path(trial.error_file).read_text() if trial.error_file else "no error was recorded")
-
-
-def _relative(folder: str, run: Path) -> str:
-    return Path(folder).relative_to(run).as_posix()
 
 
 def _is_own(error: Exception) -> bool:
@@ -233,7 +232,7 @@ def _disk_full(run: Path) -> DiskFullError:
 
 
 class _Guard(tune.Stopper):
-    """Ends an attempt, trials and all, while there is still room to write down how far they are."""
+    """Ends an attempt before its end: when asked to, and while there is room to write down how far its trials are."""
 
     def __init__(self, run: Path, reserve: int, interruption: Interruption) -> None:
         self._run, self._reserve, self._next, self._interruption = run, reserve, 0.0, interruption
@@ -256,7 +255,6 @@ class _Recorder(tune.Callback):
 
     def __init__(
         self,
-        run: Path,
         events: EventLog,
         progress: Progress | None,
         attempt: int,
@@ -266,7 +264,7 @@ class _Recorder(tune.Callback):
         guard: _Guard,
         one_at_a_time: bool,
     ) -> None:
-        self._run, self._events, self._progress, self._attempt = run, events, progress, attempt
+        self._events, self._progress, self._attempt = events, progress, attempt
         self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
         self._one_at_a_time = one_at_a_time
         self._best: dict[str, tuple[float, int, str]] = {}
@@ -274,21 +272,17 @@ class _Recorder(tune.Callback):
         self._losses: dict[str, int] = {}
         self._diverged: set[str] = set()
 
-    def resume(self, unfinished: pd.DataFrame, losses: dict[str, int], checkpoints: dict[str, dict[int, Path]]) -> None:
+    def resume(self, unfinished: pd.DataFrame, losses: dict[str, int], checkpoints: dict[str, dict[int, str]]) -> None:
         """Take over what is known of the trials that an earlier attempt began."""
         self._losses = losses
-        for name in unfinished["trial_id"]:
-            folders = checkpoints.get(name, {})
-            self._folders[name] = [_relative(str(folders[epoch]), self._run) for epoch in sorted(folders)]
-        for row in unfinished[unfinished["checkpoint"].notna()].to_dict("records"):
-            self._best[row["trial_id"]] = (
-                row["val_accuracy"],
-                row["best_epoch"],
-                _relative(row["checkpoint"], self._run),
-            )
+        for row in unfinished.to_dict("records"):
+            name, folders = row["trial_id"], checkpoints.get(row["trial_id"], {})
+            self._folders[name] = [folders[epoch] for epoch in sorted(folders)]
+            if row["best_epoch"] in folders:
+                self._best[name] = (row["val_accuracy"], row["best_epoch"], folders[row["best_epoch"]])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        settings = self._settings_of(trial)
+        settings = _settings_of(trial, self._fixed).model_dump()
         self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
         if self._progress:
             self._progress.trial_started(trial_name(trial), settings)
@@ -343,14 +337,11 @@ class _Recorder(tune.Callback):
             self._guard.is_over = self._one_at_a_time
             self._events.append("trial_lost", trial_id=name, error=_in_short(error))
 
-    def _settings_of(self, trial: Trial) -> dict[str, Any]:
-        return TrialSettings(**{**self._fixed, **trial.config["trial"]}).model_dump()
-
     def _end(self, trial: Trial, status: str) -> None:
         name = trial_name(trial)
         self._folders.pop(name, None)
         val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
-        self._budget.trial_ended(name, self._settings_of(trial), status, val_accuracy, checkpoint)
+        self._budget.trial_ended(name, _settings_of(trial, self._fixed).model_dump(), status, val_accuracy, checkpoint)
         if self._progress:
             self._progress.trial_ended(name, status)
 
@@ -373,7 +364,7 @@ class _FolderNames:
         self._taken = set(known) - set(unfinished)
 
     def __call__(self, trial: Trial) -> str:
-        key = TrialSettings(**{**self._fixed, **trial.config["trial"]}).key()
+        key = _settings_of(trial, self._fixed).key()
         names = (key if i == 1 else f"{key}-{i}" for i in itertools.count(1))
         free = next(name for name in names if name not in self._taken)
         self._taken.add(free)

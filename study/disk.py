@@ -17,13 +17,12 @@ import torch
 from pyarrow import fs
 
 from analysis.remote import RunPath, is_uri, list_checkpoints, open_storage
-from analysis.trials import HYPERPARAMETERS, load_checkpoints, load_trials
+from analysis.trials import ENDED, HYPERPARAMETERS, load_checkpoints, load_trials
 from trainables.errors import UserError
 from trainables.optim import STATE_COPIES
 from trainables.resnet import ResNet18
 from trainables.settings import TrialSettings
 
-ENDED = ("completed", "stopped", "diverged", "failed")
 # Event log, TensorBoard files, figures and tables; a floor under which nothing is begun.
 _SMALL_FILES = 50 * 2**20
 # A running trial's best and last epoch, and the one being written, in a temporary folder and from there into the run.
@@ -105,8 +104,7 @@ class Checkpoints:
         needed = set()
         checkpoints = load_checkpoints(run)
         for row in load_trials(run).to_dict("records"):
-            there = checkpoints.get(row["trial_id"], {})
-            folders = {epoch: folder.relative_to(run).as_posix() for epoch, folder in there.items()}
+            folders = checkpoints.get(row["trial_id"], {})
             best = folders.get(row["best_epoch"])
             if row["status"] not in ENDED and folders:
                 needed |= {best, folders[max(folders)]}

@@ -12,9 +12,9 @@ import ray
 import yaml
 
 from analysis.remote import RunPath, is_uri, local_run
-from analysis.trials import load_trials, read_study
+from analysis.trials import ENDED, load_trials, read_study
 from study.attempt import run_attempt
-from study.disk import ENDED, DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
+from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
 from study.events import EventLog
 from study.manifest import (
     Manifest,

@@ -23,8 +23,8 @@ import pytest
 
 import study.attempt
 from analysis import load_decisions, load_epochs, load_trials, replay_decisions
+from analysis.trials import ENDED
 from study import StudyError, load_settings, resume_study, run_study
-from study.disk import ENDED
 
 # Six trials of up to four epochs of a second or less; the rates of 1e-6 are stopped at the first rung or the second.
 STUDY = (

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from analysis import RunError, load_epochs, load_trials, read_study
+from analysis.trials import ENDED
 from study import SettingsError, StudyError, load_settings, resume_study, run_study
-from study.disk import ENDED
 from study.ray_session import ClusterError
 from study.space import list_trials
 from trainables import (
