@@ -1,15 +1,13 @@
-"""The batched augmentation against one image at a time, mixtures against plain sums, and what chance decides."""
+"""The batched augmentation against one image at a time, and what chance decides."""
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from trainables import TrialSettings
-from trainables.augment import CROP_PADDING, Draws, augment, draw, mix
+from trainables.augment import CROP_PADDING, Draws, augment, draw
 
 AUGMENTATIONS = ("none", "flip", "crop", "flip+crop")
 NAMES = [field.name for field in dataclasses.fields(Draws)]
@@ -20,10 +18,8 @@ def some_images(n: int, dtype: torch.dtype, height: int = 32, width: int = 32) -
     return values.to(dtype) if dtype == torch.uint8 else values.to(dtype) / 255
 
 
-def some_draws(n: int, augmentation: str, seed: int = 0, size: int = 32, **settings: object) -> Draws:
-    """Draws of a first epoch that shows the images as they stand."""
-    trial = TrialSettings(augmentation=augmentation, **settings)
-    return draw(torch.arange(n), size, 1, trial, torch.Generator().manual_seed(seed))
+def some_draws(n: int, augmentation: str, seed: int = 0, size: int = 32) -> Draws:
+    return draw(n, size, augmentation, torch.Generator().manual_seed(seed))
 
 
 def one_at_a_time(images: Tensor, draws: Draws, cutout: int = 0) -> Tensor:
@@ -151,9 +147,8 @@ def test_cutout_centres_are_those_of_the_image_size():
         assert centres.unique().tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("flip", ["random", "alternating"])
-def test_what_an_augmentation_leaves_out_is_neutral(flip):
-    none, flips, crops = (some_draws(100, name, flip=flip) for name in ("none", "flip", "crop"))
+def test_what_an_augmentation_leaves_out_is_neutral():
+    none, flips, crops = (some_draws(100, name) for name in ("none", "flip", "crop"))
     for draws in (none, crops):
         assert not draws.flip.any()
     for draws in (none, flips):
@@ -171,140 +166,16 @@ def test_draws_are_a_function_of_the_generator():
         assert not torch.equal(getattr(first, name), getattr(other, name))
 
 
-def test_trials_of_different_settings_share_their_draws():
-    both = some_draws(100, "flip+crop")
-    assert torch.equal(some_draws(100, "flip").flip, both.flip)
-    alternating = some_draws(100, "flip+crop", flip="alternating", cutout=8, mixing="cutmix")
+def test_trials_of_different_augmentations_share_their_draws():
+    flips, crops, both = (some_draws(100, name) for name in ("flip", "crop", "flip+crop"))
+    assert torch.equal(flips.flip, both.flip)
     for name in set(NAMES) - {"flip"}:
-        assert torch.equal(getattr(alternating, name), getattr(both, name))
+        assert torch.equal(getattr(crops, name), getattr(both, name))
     states = []
     for augmentation in AUGMENTATIONS:
-        for flip in ("random", "alternating"):
-            generator = torch.Generator().manual_seed(0)
-            draw(torch.arange(100), 32, 1, TrialSettings(augmentation=augmentation, flip=flip), generator)
-            states.append(generator.get_state())
+        generator = torch.Generator().manual_seed(0)
+        draws = draw(100, 32, augmentation, generator)
+        assert torch.equal(draws.cutout_row, both.cutout_row)
+        assert torch.equal(draws.cutout_column, both.cutout_column)
+        states.append(generator.get_state())
     assert all(torch.equal(state, states[0]) for state in states)
-
-
-def mirrored(n: int, epoch: int, **settings: object) -> Tensor:
-    """Whether each image, not each place, is mirrored in an epoch of an order and a generator of its own."""
-    generator = torch.Generator().manual_seed(100 + epoch)
-    order = torch.randperm(n, generator=generator)
-    trial = TrialSettings(augmentation="flip", flip="alternating", **settings)
-    flips = draw(order, 32, epoch, trial, generator).flip
-    return torch.zeros(n, dtype=torch.bool).scatter(0, order, flips)
-
-
-def test_alternating_flips_mirror_each_image_in_every_second_epoch_whatever_the_order():
-    epochs = [mirrored(1000, epoch) for epoch in range(1, 7)]
-    for epoch, later in itertools.pairwise(epochs):
-        assert torch.equal(later, ~epoch)
-
-
-def test_alternating_flips_begin_with_half_of_the_images_and_depend_on_the_seed():
-    n = 10_000
-    one, other = mirrored(n, 1, seed=0), mirrored(n, 1, seed=1)
-    for flips in (one, other, one ^ other):
-        assert abs(flips.float().mean() - 0.5) < 4 * 0.5 / n**0.5
-    assert torch.equal(mirrored(n, 1, seed=0, cutout=8, lr=0.3), one)
-
-
-# ---- Mixtures
-
-
-def chosen(monkeypatch, *values: float) -> None:
-    """Let chance decide on these share, row and column."""
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(values, dtype=torch.float64))
-
-
-def numbered(n: int, size: int = 32) -> Tensor:
-    """Images whose every pixel is the image's number."""
-    return torch.arange(float(n))[:, None, None, None].expand(n, 3, size, size).contiguous()
-
-
-def test_no_mixing_leaves_images_and_chance_alone():
-    images, generator = numbered(4), torch.Generator().manual_seed(0)
-    before = generator.get_state()
-    mixed, share = mix(images, "none", generator)
-    assert mixed is images
-    assert share == 1
-    assert torch.equal(generator.get_state(), before)
-
-
-@pytest.mark.parametrize("n", [1, 4, 7])
-def test_mixup_is_the_weighted_mean_with_the_reversed_batch(n):
-    images = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(n))
-    before = images.clone()
-    mixed, share = mix(images, "mixup", torch.Generator().manual_seed(5))
-    assert 0.05 < share < 0.95
-    for i in range(n):
-        torch.testing.assert_close(mixed[i], share * before[i] + (1 - share) * before[n - 1 - i])
-    assert torch.equal(images, before)
-
-
-def test_mixup_of_all_or_nothing_is_one_of_the_two(monkeypatch):
-    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for share, expected in ((1.0, images), (0.0, images.flip(0))):
-        chosen(monkeypatch, share, 0.5, 0.5)
-        mixed, returned = mix(images, "mixup", torch.Generator())
-        assert torch.equal(mixed, expected)
-        assert returned == share
-
-
-@pytest.mark.parametrize("size", [8, 32])
-def test_cutmix_pastes_one_rectangle_of_the_reversed_batch_and_returns_the_share_that_is_left(size):
-    generator, shares = torch.Generator().manual_seed(2), []
-    for _ in range(50):
-        images = numbered(6, size)
-        mixed, share = mix(images, "cutmix", generator)
-        assert torch.equal(images, numbered(6, size))
-        pasted = mixed[0, 0] == 5
-        for i in range(6):
-            for channel in mixed[i]:
-                assert torch.equal(channel, torch.where(pasted, 5.0 - i, float(i)))
-        rows, columns = (torch.nonzero(pasted.any(axis)).flatten().tolist() for axis in (1, 0))
-        for places in (rows, columns):
-            assert places == list(range(min(places, default=0), max(places, default=-1) + 1))
-        assert pasted.sum() == len(rows) * len(columns)
-        assert share == pytest.approx(1 - len(rows) * len(columns) / size**2, abs=1e-12)
-        shares.append(share)
-    assert max(shares) - min(shares) > 0.6
-
-
-@pytest.mark.parametrize(
-    ("share", "row", "column", "rows", "columns"),
-    [
-        (1.0, 0.5, 0.5, (), ()),
-        (0.0, 0.5, 0.5, range(32), range(32)),
-        (0.75, 0.5, 0.5, range(8, 24), range(8, 24)),  # half of each side: a quarter of the area
-        (0.75, 0.0, 0.5, range(8), range(8, 24)),  # clipped at the top
-        (0.75, 0.25, 1.0, range(16), range(24, 32)),  # at the top's edge, clipped at the right
-        (0.0, 0.0, 0.0, range(16), range(16)),
-    ],
-)
-def test_rectangle_of_cutmix_is_the_one_worked_out_by_hand(share, row, column, rows, columns, monkeypatch):
-    chosen(monkeypatch, share, row, column)
-    mixed, returned = mix(numbered(2), "cutmix", torch.Generator())
-    assert [place for place in range(32) if (mixed[0, 0, place] == 1).any()] == list(rows)
-    assert [place for place in range(32) if (mixed[0, 0, :, place] == 1).any()] == list(columns)
-    assert returned == 1 - len(rows) * len(columns) / 1024
-
-
-@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
-def test_mixture_is_drawn_anew_for_every_batch_from_its_generator_alone(mixing):
-    generator = torch.Generator().manual_seed(0)
-    shares = [mix(numbered(2), mixing, generator)[1] for _ in range(400)]
-    again = torch.Generator().manual_seed(0)
-    torch.manual_seed(99)
-    assert [mix(numbered(2), mixing, again)[1] for _ in range(3)] == shares[:3]
-    if mixing == "mixup":  # uniform; cutmix loses what lies outside the image
-        assert abs(sum(shares) / 400 - 0.5) < 4 * (1 / 12 / 400) ** 0.5
-        assert 0 <= min(shares) < 0.05
-        assert 0.95 < max(shares) <= 1
-
-
-def test_mixtures_stay_channels_last():
-    images = torch.rand(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    for mixing in ("none", "mixup", "cutmix"):
-        mixed, _ = mix(images, mixing, torch.Generator().manual_seed(0))
-        assert mixed.is_contiguous(memory_format=torch.channels_last)

@@ -285,7 +285,7 @@ BROKEN_FOR_BOTH = {
     "other format": (edit(format=1), "format 1, but this version reads format 2"),
     "no format": (drop("format"), "format None"),
     "no settings": (drop("settings"), "another version"),
-    "unknown setting": (with_settings(mixup=0.1), "mixup"),
+    "unknown setting": (with_settings(momentum=0.8), "momentum"),
     "setting of another kind": (with_settings(resolution=32), "resolution"),
     "setting out of range": (with_settings(width=0), "width"),
     "settings of a list": (edit(settings=[]), "another version"),

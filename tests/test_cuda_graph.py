@@ -31,28 +31,27 @@ def two_classes(n: int, seed: int = 0) -> ImageData:
 
 TRAIN, VAL = two_classes(56), two_classes(24, seed=1)  # the last batch of 16 holds 8
 
-Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def step_of(model: nn.Module) -> Step:
     """Forward and backward, as the training loop has them."""
 
-    def step(x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x)
-        loss = share * nn.functional.cross_entropy(logits, y)
+        loss = nn.functional.cross_entropy(logits, y)
         loss.backward()
         return loss.detach(), (logits.argmax(1) == y).sum()
 
     return step
 
 
-def batches(sizes: list[tuple[int, int]], device: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(sizes: list[tuple[int, int]], device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """A batch of each (images, pixels a side)."""
     generator = torch.Generator().manual_seed(0)
     for n, side in sizes:
         x = torch.rand(n, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
-        y, share = torch.randint(0, 2, (n,), generator=generator), torch.rand((), generator=generator)
-        yield x.to(device), y.to(device), share.to(device)
+        yield x.to(device), torch.randint(0, 2, (n,), generator=generator).to(device)
 
 
 def trained(model: nn.Module, step: Step, sizes: list[tuple[int, int]], device: str = "cpu") -> list[tuple[float, int]]:
@@ -60,9 +59,9 @@ def trained(model: nn.Module, step: Step, sizes: list[tuple[int, int]], device: 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     torch.manual_seed(1)  # dropout
     results = []
-    for x, y, share in batches(sizes, device):
+    for x, y in batches(sizes, device):
         optimizer.zero_grad(set_to_none=True)
-        loss, hits = step(x, y, share)
+        loss, hits = step(x, y)
         optimizer.step()
         results.append((loss.item(), hits.item()))
     return results
@@ -177,8 +176,8 @@ def assert_close_networks(one: TrainingState, other: TrainingState, tolerance: f
 # All have a ragged last batch.
 GRAPHED = {
     "two sizes, dropout": ({"resolution": "16,32", "dropout": 0.3}, 1e-3),
-    "average, mixup, adam": ({"ema_decay": 0.9, "mixing": "mixup", "optimizer": "adam", "lr": 0.001}, 1e-2),
-    "cutmix, smoothing, cutout": ({"mixing": "cutmix", "label_smoothing": 0.1, "cutout": 8}, 1e-3),
+    "average, adam": ({"ema_decay": 0.9, "optimizer": "adam", "lr": 0.001}, 1e-2),
+    "smoothing, cutout": ({"label_smoothing": 0.1, "cutout": 8}, 1e-3),
     "muon": ({"optimizer": "muon", "lr": 0.005}, 2e-2),
     "fp16": ({"precision": "fp16", "dropout": 0.2}, 3e-2),
     "bf16": ({"precision": "bf16"}, 5e-2),
@@ -236,8 +235,8 @@ def _quiet_synchronization() -> Iterator[None]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"augmentation": "flip+crop", "cutout": 8, "mixing": "cutmix"},
-        {"mixing": "mixup", "resolution": "16", "optimizer": "adam", "dropout": 0.1},
+        {"augmentation": "flip+crop", "cutout": 8},
+        {"resolution": "16", "optimizer": "adam", "dropout": 0.1},
         {"optimizer": "muon"},
         {"precision": "fp16"},
         {"ema_decay": 0.9},
@@ -271,7 +270,7 @@ def test_host_never_waits_within_a_step(changes, monkeypatch):
 @needs_gpu
 @pytest.mark.gpu
 def test_run_that_goes_on_is_the_uninterrupted_one_on_a_gpu(exact, tmp_path):
-    settings = TrialSettings(**SETTINGS, resolution="16,32", ema_decay=0.9, dropout=0.2, mixing="mixup")
+    settings = TrialSettings(**SETTINGS, resolution="16,32", ema_decay=0.9, dropout=0.2)
     metrics, state = run(settings)
     for epoch, reached in train(settings, TRAIN, VAL, device="cuda"):
         if epoch.epoch == 1:

@@ -31,7 +31,6 @@ from trainables import (
     to_tensors,
     train,
 )
-from trainables.augment import mix
 from trainables.optim import lr_at
 from trainables.settings import MIN_RESOLUTION
 from trainables.train import new_state
@@ -175,9 +174,9 @@ def test_reported_learning_rate_is_that_of_the_last_step():
 def test_every_epoch_sees_each_image_once_in_an_order_of_its_own(monkeypatch):
     shown = []
 
-    def recorded(images: Tensor) -> Tensor:
+    def recorded(images: Tensor, resolution: int) -> Tensor:
         shown.extend(image.numpy().tobytes() for image in images)
-        return to_input(images)
+        return to_input(images, resolution)
 
     monkeypatch.setattr(MODULE, "to_input", recorded)
     monkeypatch.setattr(MODULE, "evaluate", lambda *_: (0.0, 0.0))
@@ -367,7 +366,7 @@ def test_resolutions_share_the_epochs_as_worked_out_by_hand(resolution, expected
 
 
 def test_each_epoch_trains_and_validates_at_its_resolution():
-    settings = TrialSettings(**{**TINY, "max_epochs": 5}, resolution="12,16", mixing="mixup", cutout=8)
+    settings = TrialSettings(**{**TINY, "max_epochs": 5}, resolution="12,16", cutout=8)
     state, shown = new_state(settings, TRAIN, CPU), []
     state.model.register_forward_pre_hook(lambda model, inputs: shown.append((model.training, *inputs[0].shape)))
     for metrics, reached in train(settings, TRAIN, VAL, device="cpu", state=state):
@@ -386,53 +385,27 @@ def test_last_batch_of_one_image_is_trained_at_the_smallest_resolution():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("mixing", ["none", "mixup", "cutmix"])
-def test_loss_and_accuracy_of_a_batch_are_those_worked_out_by_hand(mixing, smoothing, monkeypatch):
+def test_loss_and_accuracy_of_a_batch_are_those_worked_out_by_hand(smoothing):
     settings = TrialSettings(
-        **{**TINY, "batch_size": 56, "max_epochs": 1}, augmentation="none", mixing=mixing, label_smoothing=smoothing
+        **{**TINY, "batch_size": 56, "max_epochs": 1}, augmentation="none", label_smoothing=smoothing
     )
-    state, seen = new_state(settings, TRAIN, CPU), {}
+    state, seen = new_state(settings, TRAIN, CPU), []
     model = copy.deepcopy(state.model).train()
-    state.model.register_forward_pre_hook(lambda _, inputs: seen.setdefault("inputs", []).append(inputs[0].clone()))
-
-    def recorded(images: Tensor, *rest: object) -> tuple[Tensor, float]:
-        seen["own"] = images.clone()
-        seen["mixed"], seen["share"] = mix(images, *rest)
-        return seen["mixed"].clone(), seen["share"]
-
-    monkeypatch.setattr(MODULE, "mix", recorded)
+    state.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     ((metrics, _),) = train(settings, TRAIN, VAL, device="cpu", state=state)
-    assert torch.equal(seen["inputs"][0], seen["mixed"])
-    assert (seen["share"] == 1) == (mixing == "none")
 
-    own = (seen["own"] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    shown = (seen[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     known = {image.tobytes(): label for image, label in zip(TRAIN.images, TRAIN.labels, strict=True)}
-    labels = np.array([known[image.tobytes()] for image in own])
-    targets = seen["share"] * np.eye(2)[labels] + (1 - seen["share"]) * np.eye(2)[labels[::-1]]
-    targets = (1 - smoothing) * targets + smoothing / 2
-    logits = model(seen["mixed"]).detach().double().numpy()
+    labels = np.array([known[image.tobytes()] for image in shown])
+    targets = (1 - smoothing) * np.eye(2)[labels] + smoothing / 2
+    logits = model(seen[0]).detach().double().numpy()
     losses = np.log(np.exp(logits).sum(1)) - (targets * logits).sum(1)
     assert metrics.train_loss == pytest.approx(losses.mean(), rel=1e-5)
     assert metrics.train_accuracy == pytest.approx((logits.argmax(1) == labels).mean())
 
 
-@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
-def test_every_batch_is_mixed_anew(mixing, monkeypatch):
-    shares = []
-
-    def recorded(*given: object) -> tuple[Tensor, float]:
-        mixed, share = mix(*given)
-        shares.append(share)
-        return mixed, share
-
-    monkeypatch.setattr(MODULE, "mix", recorded)
-    run(TrialSettings(**TINY, mixing=mixing))
-    assert len(shares) == 16
-    assert len(set(shares)) > 12  # pasted areas are whole pixels, so two may be equal
-
-
-def test_validation_knows_neither_smoothing_nor_mixing_nor_augmentation():
-    settings = TrialSettings(**{**TINY, "max_epochs": 1}, mixing="mixup", label_smoothing=0.3, cutout=16, dropout=0.5)
+def test_validation_knows_neither_smoothing_nor_augmentation():
+    settings = TrialSettings(**{**TINY, "max_epochs": 1}, label_smoothing=0.3, cutout=16, dropout=0.5)
     ((metrics, state),) = train(settings, TRAIN, VAL, device="cpu")
     with torch.no_grad():
         logits = state.model.eval()(torch.tensor(VAL.images).permute(0, 3, 1, 2) / 255)
@@ -667,36 +640,22 @@ TRIALS = {
         "resolution": "12,16,32",
         "ema_decay": 0.99,
     },
-    "adamw, linear, mixup, smoothing": {
+    "adamw, linear, smoothing": {
         "optimizer": "adamw",
         "schedule": "linear",
         "warmup_epochs": 1.0,
-        "mixing": "mixup",
         "label_smoothing": 0.1,
     },
-    "muon, cutout, alternating, average": {
-        "optimizer": "muon",
-        "augmentation": "flip",
-        "flip": "alternating",
-        "cutout": 8,
-        "ema_decay": 0.9,
-    },
+    "muon, flip, cutout, average": {"optimizer": "muon", "augmentation": "flip", "cutout": 8, "ema_decay": 0.9},
     "muon, growing, dropout": {"optimizer": "muon", "resolution": "12,16,24", "dropout": 0.3},
     "constant, dropout, average": {"schedule": "constant", "warmup_epochs": 0.0, "dropout": 0.5, "ema_decay": 0.5},
-    "shrinking, cutmix, smoothing": {"resolution": "32,16", "mixing": "cutmix", "label_smoothing": 0.2},
-    "adamw, alternating, cutmix, dropout, average": {
-        "optimizer": "adamw",
-        "flip": "alternating",
-        "mixing": "cutmix",
-        "dropout": 0.1,
-        "ema_decay": 0.8,
-    },
-    "bf16, adam, cutout, mixup, plain": {
+    "shrinking, smoothing": {"resolution": "32,16", "label_smoothing": 0.2},
+    "adamw, dropout, average": {"optimizer": "adamw", "dropout": 0.1, "ema_decay": 0.8},
+    "bf16, adam, cutout, plain": {
         "precision": "bf16",
         "optimizer": "adam",
         "augmentation": "none",
         "cutout": 16,
-        "mixing": "mixup",
         "normalize": False,
     },
     "fp16, average": {"precision": "fp16", "ema_decay": 0.9},
@@ -757,7 +716,7 @@ def test_run_interrupted_after_every_epoch_is_the_uninterrupted_one(name, tmp_pa
             save_checkpoint(tmp_path, next(train(settings, FEW, FEWER, device="cpu", state=state))[1])
 
 
-@pytest.mark.parametrize("name", ["muon, growing, dropout", "adamw, alternating, cutmix, dropout, average"])
+@pytest.mark.parametrize("name", ["muon, growing, dropout", "adamw, dropout, average"])
 def test_run_that_goes_on_to_its_end_is_the_uninterrupted_one(name, tmp_path):
     settings = trial(name)
     uninterrupted = epochs_of(settings)
@@ -766,9 +725,7 @@ def test_run_that_goes_on_to_its_end_is_the_uninterrupted_one(name, tmp_path):
 
 
 def test_trials_that_take_turns_in_a_process_are_those_that_ran_alone():
-    one, other = (
-        trial(name) for name in ("constant, dropout, average", "adamw, alternating, cutmix, dropout, average")
-    )
+    one, other = (trial(name) for name in ("constant, dropout, average", "adamw, dropout, average"))
     alone = epochs_of(one), epochs_of(other)
     turns = [train(settings, FEW, FEWER, device="cpu") for settings in (one, other)]
     together = [(all_of(a), all_of(b)) for (_, a), (_, b) in zip(*turns, strict=True)]

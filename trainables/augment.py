@@ -1,13 +1,12 @@
-"""Random flips, crops and cutout of whole batches, and mixtures of their images, on the tensor's own device."""
+"""Random flips, crops and cutout of whole batches, on the tensor's own device."""
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainables.settings import Mixing, TrialSettings
+from trainables.settings import Augmentation
 
 CROP_PADDING = 4  # pixels a side: He et al., CVPR 2016, sec. 4.2
 
@@ -39,30 +38,24 @@ class Draws:
         return Draws(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
 
-def draw(order: Tensor, size: int, epoch: int, settings: TrialSettings, generator: torch.Generator) -> Draws:
+def draw(n: int, size: int, augmentation: Augmentation, generator: torch.Generator) -> Draws:
     """Draw what happens to the images of an epoch.
 
-    All is drawn whatever the settings are, so that trials of one seed share what they have in common. Crop positions
-    and centres of cutout (DeVries & Taylor, 2017) are uniform. Flips have probability 1/2, or with ``alternating``
-    flips each image is mirrored in every second epoch, half of them in the first (Jordan, 2024, airbench, sec. 3.6).
+    All is drawn whatever the augmentation is, so that trials of one seed share what they have in common. Flips have
+    probability 1/2; crop positions and centres of cutout (DeVries & Taylor, 2017) are uniform.
 
     Args:
-        order: (N,) int64; which image stands at each place of the epoch.
+        n: images of the epoch.
         size: pixels a side of the images.
-        epoch: the epoch, from 1.
-        settings: the trial's settings.
+        augmentation: what it leaves out is drawn all the same, and then neutral.
         generator: the epoch's randomness.
     """
-    n = len(order)
     flip = torch.rand(n, generator=generator) < 0.5
     top, left = (torch.randint(0, 2 * CROP_PADDING + 1, (n,), generator=generator) for _ in range(2))
     row, column = (torch.randint(0, size, (n,), generator=generator) for _ in range(2))
-    if "flip" not in settings.augmentation:
+    if "flip" not in augmentation:
         flip = torch.zeros_like(flip)
-    elif settings.flip == "alternating":
-        first = torch.rand(n, generator=torch.Generator().manual_seed(settings.seed)) < 0.5
-        flip = first[order] ^ (epoch % 2 == 0)
-    if "crop" not in settings.augmentation:
+    if "crop" not in augmentation:
         top, left = torch.full_like(top, CROP_PADDING), torch.full_like(left, CROP_PADDING)
     return Draws(flip, top, left, row, column)
 
@@ -97,32 +90,3 @@ def _inside(centre: Tensor, side: int, length: int) -> Tensor:
     """Return (N, length) bool: the positions that a stretch of ``side`` pixels around each centre covers."""
     distance = torch.arange(length, device=centre.device) - (centre[:, None] - side // 2)
     return (distance >= 0) & (distance < side)
-
-
-def mix(images: Tensor, mixing: Mixing, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Mix each image of a batch with one other, the one as far from the end as it is from the start.
-
-    ``mixup`` (Zhang et al., ICLR 2018) blends the two; ``cutmix`` (Yun et al., ICCV 2019) pastes a rectangle of the
-    other, of uniform position. The share of the image's own is uniform in [0, 1] (Beta(1, 1), both papers' value for
-    CIFAR), one draw a batch.
-
-    Args:
-        images: (N, C, H, W), floating.
-        mixing: ``none`` changes nothing.
-        generator: the randomness, on the CPU.
-
-    Returns:
-        The mixed images, and the share of each image's own label in its target; the other's label has the rest.
-    """
-    if mixing == "none":
-        return images, 1.0
-    share, row, column = torch.rand(3, generator=generator).tolist()
-    if mixing == "mixup":
-        return images.flip(0).lerp_(images, share), share
-    height, width = images.shape[2:]
-    side = math.sqrt(1 - share) / 2
-    top, bottom = (min(max(round((row + s) * height), 0), height) for s in (-side, side))
-    left, right = (min(max(round((column + s) * width), 0), width) for s in (-side, side))
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
-    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

@@ -14,7 +14,7 @@ class _Capture:
     """A graph, what it reads, and what it writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, Tensor, Tensor]
+    inputs: tuple[Tensor, Tensor]
     outputs: tuple[Tensor, Tensor]
     gradients: list[Tensor | None]
 
@@ -26,26 +26,26 @@ class GraphedStep:
     sizes, such as an epoch's last one, are run as they are.
 
     Args:
-        step: inputs, labels, share -> loss, correct; leaves gradients in the parameters, which have none before it.
+        step: inputs, labels -> loss, correct; leaves gradients in the parameters, which have none before it.
         model: the network that ``step`` trains.
         batch_size: images of the batches to capture.
     """
 
     def __init__(
-        self, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], model: nn.Module, batch_size: int
+        self, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], model: nn.Module, batch_size: int
     ) -> None:
         self._step, self._model, self._batch_size = step, model, batch_size
         self._captured: _Capture | None = None
 
-    def __call__(self, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Do as ``step`` does; the results are overwritten by the next call."""
         if len(y) != self._batch_size:
-            return self._step(x, y, share)
+            return self._step(x, y)
         captured = self._captured
         if captured is None or captured.inputs[0].shape != x.shape:
             captured = self._captured = None  # gives its memory back before more is taken
-            captured = self._captured = self._capture(x, y, share)
-        for held, given in zip(captured.inputs, (x, y, share), strict=True):
+            captured = self._captured = self._capture(x, y)
+        for held, given in zip(captured.inputs, (x, y), strict=True):
             held.copy_(given)
         captured.graph.replay()
         # Replaying writes into the gradients of the capture; the optimizer is to find those.
@@ -53,8 +53,8 @@ class GraphedStep:
             parameter.grad = gradient
         return captured.outputs
 
-    def _capture(self, x: Tensor, y: Tensor, share: Tensor) -> _Capture:
-        inputs = x.clone(), y.clone(), share.clone()
+    def _capture(self, x: Tensor, y: Tensor) -> _Capture:
+        inputs = x.clone(), y.clone()
         buffers = [buffer.clone() for buffer in self._model.buffers()]
         random_state = torch.cuda.get_rng_state(x.device)
         with torch.cuda.device(x.device):

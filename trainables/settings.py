@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Optimizer = Literal["sgd", "adam", "adamw", "muon"]
 Schedule = Literal["wsd", "cosine", "linear", "constant"]
 Augmentation = Literal["none", "flip", "crop", "flip+crop"]
-Flip = Literal["random", "alternating"]
-Mixing = Literal["none", "mixup", "cutmix"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 # Images have 32 pixels a side; the network halves them three times, and is to have more than one position left.
@@ -57,10 +55,10 @@ class TrialSettings(BaseModel):
         "32",
         description="pixels a side; several, as 16,24,32, each for an equal share of the epochs (progressive resizing)",
     )
-    augmentation: Augmentation = Field("flip+crop", description="flip: horizontal; crop: random, padding 4")
-    flip: Flip = Field("random", description="random: with probability 1/2; alternating: every second epoch")
+    augmentation: Augmentation = Field(
+        "flip+crop", description="flip: horizontal, with probability 1/2; crop: random, padding 4"
+    )
     cutout: int = Field(0, ge=0, le=32, description="side of a square that is blackened, in pixels of 32; 0: none")
-    mixing: Mixing = Field("none", description="images and labels of pairs, blended (mixup) or pasted (cutmix)")
     normalize: bool = Field(True, description="standardize channels with the mean and std of the training images")
 
     # Regularization
@@ -105,6 +103,6 @@ class TrialSettings(BaseModel):
         return self.resolutions[(epoch - 1) * len(self.resolutions) // self.max_epochs]
 
     def key(self) -> str:
-        """Return 8 hexadecimal digits that depend on every setting: the trial's id."""
+        """Return 10 hexadecimal digits that depend on every setting: the trial's id."""
         canonical = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        return hashlib.sha256(canonical.encode()).hexdigest()[:10]

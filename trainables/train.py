@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from trainables.augment import augment, draw, mix
+from trainables.augment import augment, draw
 from trainables.cuda_graph import GraphedStep
 from trainables.data import ImageData, stratified_split
 from trainables.device import (
@@ -39,7 +39,7 @@ from trainables.settings import Precision, TrialSettings
 
 EVAL_BATCH_SIZE = 500
 
-Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SettingsMismatchError(UserError):
@@ -54,8 +54,8 @@ class EpochMetrics:
         epoch: epochs done, from 1.
         lr: learning rate of the last step.
         train_loss: what was minimized, over the epoch's images as they were trained on: augmented, in train mode,
-            before each step. The cross-entropy, with the label smoothing and mixing of the trial.
-        train_accuracy: likewise; of mixed images, the share that are given their own label.
+            before each step. The cross-entropy, with the label smoothing of the trial.
+        train_accuracy: likewise.
         val_loss: mean cross-entropy over the validation images, after the epoch, in eval mode. NaN where it diverged.
         val_accuracy: likewise.
         epoch_seconds: wall-clock time of training and validation.
@@ -124,14 +124,10 @@ def to_input(images: Tensor, resolution: int | None = None) -> Tensor:
         images: the images.
         resolution: if it is not H, they are resized to so many pixels a side, bilinearly and without aliasing.
     """
-    return resize(images.permute(0, 3, 1, 2).float().div_(255), resolution)
-
-
-def resize(images: Tensor, resolution: int | None) -> Tensor:
-    """Resize square images (N, C, H, W), floating, to ``resolution`` pixels a side; None leaves them."""
-    if resolution in (None, images.shape[2]):
-        return images
-    return F.interpolate(images, size=(resolution, resolution), mode="bilinear", antialias=True)
+    x = images.permute(0, 3, 1, 2).float().div_(255)
+    if resolution in (None, x.shape[2]):
+        return x
+    return F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
 def to_tensors(data: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -247,17 +243,13 @@ def train(
 
 
 def _make_step(state: TrainingState, device: torch.device) -> Step:
-    """Return forward and backward of a batch: inputs (N, 3, H, W), labels (N,), share () -> loss (), correct ()."""
+    """Return forward and backward of a batch: inputs (N, 3, H, W), labels (N,) -> loss (), correct ()."""
     settings = state.settings
 
-    def step(x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(device, settings.precision):
             logits = state.model(x)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-        if settings.mixing != "none":
-            other = F.cross_entropy(logits, y.flip(0), label_smoothing=settings.label_smoothing)
-            loss = share * loss + (1 - share) * other
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.label_smoothing)
         state.scaler.scale(loss).backward()
         return loss.detach(), (logits.argmax(1) == y).sum()
 
@@ -284,9 +276,8 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
     seeds = np.random.SeedSequence([settings.seed, state.epoch]).generate_state(2, np.uint64) >> 1
     torch.manual_seed(int(seeds[0]))  # dropout
     generator = torch.Generator().manual_seed(int(seeds[1]))
-    order = torch.randperm(len(labels), generator=generator)
-    draws = draw(order, images.shape[1], state.epoch + 1, settings, generator).to(device)
-    order = order.to(device)
+    order = torch.randperm(len(labels), generator=generator).to(device)
+    draws = draw(len(labels), images.shape[1], settings.augmentation, generator).to(device)
     resolution = settings.resolution_at(state.epoch + 1)
 
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
@@ -302,9 +293,8 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
         x, y = images[chosen], labels[chosen]
         if settings.augmentation != "none" or settings.cutout:
             x = augment(x, draws.batch(start, stop), settings.cutout)
-        x, share = mix(to_input(x), settings.mixing, generator)
         optimizer.zero_grad(set_to_none=True)
-        loss, hits = step(resize(x, resolution), y, torch.full((), share, device=device))
+        loss, hits = step(to_input(x, resolution), y)
         state.scaler.step(optimizer)
         state.scaler.update()
         if state.average:
