@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from analysis.remote import fetch_checkpoint
+from analysis.remote import fetch_checkpoint, source
 from analysis.trials import RunError, read_study
 from explain.maps import explain, upsample
 from explain.measures import energy_on_object
@@ -78,10 +78,12 @@ def load_test_data(run: Path, data_dir: Path | None = None) -> ImageData:
         # Pictures that were added or removed would move training images into an undivided folder's test split.
         train = load_data("folder", "train", directory, seed=settings["seed"], size=settings["train_size"])
         if train.fingerprint() != study["data"]["fingerprint"]:
-            raise RunError(f"{run}: the pictures have changed since the study; restore them, or use --top 0")
+            raise RunError(f"{source(run)}: the pictures have changed since the study; restore them, or use --top 0")
     data = load_data(settings["dataset"], "test", directory, seed=settings["seed"])
     if list(data.class_names) != study["data"]["class_names"]:
-        raise RunError(f"{run}: the test images have other classes than the study had; give its data with --data-dir")
+        raise RunError(
+            f"{source(run)}: the test images have other classes than the study had; give its data with --data-dir"
+        )
     return data
 
 

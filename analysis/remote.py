@@ -5,11 +5,12 @@ whenever it has changed; of checkpoints only the folders, until one of them is u
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from trainables.errors import UserError
 RunPath: TypeAlias = str | Path
 SMALL_FILES = ("manifest.json", "events.jsonl", "study.yaml")  # study.yaml last: a directory that has it is a whole run
 HEARTBEAT, HEARTBEAT_SECONDS = "heartbeat", 60.0
-_URI = ".uri"
+_URI, _ID = ".uri", ".id"
 _FRESH_SECONDS = 2.0
 
 
@@ -54,8 +55,10 @@ def open_storage(run: RunPath) -> tuple[fs.FileSystem, str]:
     """Return the file system on which a run lies, and its path there.
 
     Raises:
-        RemoteError: if the URI is of no known kind.
+        RemoteError: if the URI is of no known kind, or carries options.
     """
+    if is_uri(run) and "?" in str(run):  # names are appended to it
+        raise RemoteError(f"{run}: give options by the environment (AWS_REGION, AWS_ENDPOINT_URL), not in the URI")
     try:
         if is_uri(run):
             return fs.FileSystem.from_uri(str(run))
@@ -83,12 +86,42 @@ def local_run(run: RunPath) -> Path:
     marker = copy / _URI
     if marker.exists() and 0 <= time.time() - marker.stat().st_mtime < _FRESH_SECONDS:
         return copy
-    with _explained(uri):
-        _bring(*open_storage(uri), copy)
+    if not is_held(copy):  # else the study runs here, and what is there comes from here
+        with _explained(uri):
+            _bring(*open_storage(uri), copy)
     list_checkpoints(copy, uri)
     copy.mkdir(parents=True, exist_ok=True)
     marker.write_text(uri)
     return copy
+
+
+def is_held(run: Path) -> bool:
+    """Return whether a process on a machine that shares this directory runs the study in it now."""
+    try:
+        with (run / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no lock, or none that could be held
+        pass
+    return False
+
+
+def is_run_elsewhere(run: Path) -> bool:
+    """Return whether the copy of a run at a URI came with a recent sign of life from another copy of it."""
+    try:
+        sign = json.loads((run / HEARTBEAT).read_text())
+        return bool(sign["copy"] != _id_of(run) and time.time() - sign["time"] < HEARTBEAT_SECONDS)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _id_of(copy: Path) -> str:
+    """Return what tells this copy from those on other machines, which may well have the same name."""
+    file = copy / _ID
+    if not file.exists():
+        file.write_text(secrets.token_hex(8))
+    return file.read_text()
 
 
 def fetch_checkpoint(folder: Path) -> Path:
@@ -125,7 +158,7 @@ def upload(run: Path, uri: str, sent: dict[str, int]) -> None:
             if size != sent.get(name, 0):
                 _write(storage, f"{base}/{name}", (run / name).read_bytes())
                 sent[name] = size
-        _write(storage, f"{base}/{HEARTBEAT}", json.dumps({"time": time.time(), "host": socket.gethostname()}).encode())
+        _write(storage, f"{base}/{HEARTBEAT}", json.dumps({"time": time.time(), "copy": _id_of(run)}).encode())
 
 
 @contextlib.contextmanager
@@ -148,10 +181,9 @@ def _bring(storage: fs.FileSystem, base: str, copy: Path) -> None:
         shutil.rmtree(copy)  # another study has taken its place
     copy.mkdir(parents=True, exist_ok=True)
     for name in (*SMALL_FILES, HEARTBEAT):
-        # The log only grows: where the study ran here, the copy may be ahead of what was sent.
-        mine = (copy / name).stat().st_size if (copy / name).exists() else -1
-        if name in there and (name != "events.jsonl" or there[name].size > mine):
-            _download(storage, f"{base}/{name}", copy / name)
+        mine = (copy / name).read_bytes() if name == "events.jsonl" and (copy / name).exists() else b""
+        if name in there and there[name].size != len(mine):
+            _download(storage, f"{base}/{name}", copy / name, unless_before=mine)
     if HEARTBEAT not in there:
         (copy / HEARTBEAT).unlink(missing_ok=True)
 
@@ -173,10 +205,14 @@ def list_checkpoints(copy: Path, uri: str) -> None:
         (copy / name).mkdir(parents=True, exist_ok=True)
 
 
-def _download(storage: fs.FileSystem, path: str, file: Path) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
+def _download(storage: fs.FileSystem, path: str, file: Path, unless_before: bytes = b"") -> None:
+    """Bring a file over, unless it is what ``unless_before`` begins with: a log that is ahead of what was sent."""
     with storage.open_input_stream(path) as stream:
-        draft.write_bytes(stream.readall())
+        content = stream.readall()
+    if unless_before and unless_before.startswith(content):
+        return
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_bytes(content)
     os.replace(draft, file)
 
 

@@ -101,7 +101,7 @@ def write_report(
     epochs = load_epochs(folders)
     if not trials["val_accuracy"].notna().any():
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
-        raise RunError(f"{', '.join(map(str, folders))}: no trial has a finished epoch to report on ({counts})")
+        raise RunError(f"{', '.join(map(source, folders))}: no trial has a finished epoch to report on ({counts})")
     if len(folders) > 1:
         # The same settings may have been run twice; their curves must not become one.
         for frame in (trials, epochs):
@@ -143,7 +143,7 @@ def write_report(
 
 def _check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -> None:
     if len({run.resolve() for run in runs}) < len(runs):
-        raise RunError(f"{', '.join(map(str, runs))}: the same run is given twice")
+        raise RunError(f"{', '.join(map(source, runs))}: the same run is given twice")
     for run, study in zip(runs, studies, strict=True):
         if study["data"]["fingerprint"] != studies[0]["data"]["fingerprint"]:
             raise RunError(

@@ -7,11 +7,9 @@ RUN/lock                                held by the process that runs the study
 RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best and the last epoch
 """
 
-import fcntl
 import json
+import math
 import re
-import socket
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis.remote import HEARTBEAT, HEARTBEAT_SECONDS, RunPath, local_run, source
+from analysis.remote import RunPath, is_held, is_run_elsewhere, local_run, source
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
@@ -75,6 +73,19 @@ class RunError(UserError):
 
 
 @dataclass
+class Faults:
+    """What has befallen a trial.
+
+    Attributes:
+        failures: how often its own code raised an error.
+        losses: how often its worker or node died, or could not be used, since its last epoch.
+    """
+
+    failures: int = 0
+    losses: int = 0
+
+
+@dataclass
 class _Trial:
     """What the files of a run say of one trial."""
 
@@ -85,7 +96,7 @@ class _Trial:
     ended: str = ""  # completed, failed
     stop_reason: str = ""
     error: str = ""
-    losses: int = 0  # with its worker or node, since its last epoch
+    faults: Faults = field(default_factory=Faults)
 
 
 @dataclass
@@ -112,9 +123,9 @@ def read_study(run: RunPath) -> dict[str, Any]:
         what = "is no run directory (study.yaml is missing)" if there else "no such run"
         raise RunError(f"{source(folder)}: {what}; python -m study list shows the runs") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise RunError(f"{source(folder)}/study.yaml: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(study, dict) or not all(isinstance(study.get(part), dict) for part in ("settings", "data")):
-        raise RunError(f"{file}: is not the study.yaml of a run: it has no settings and data")
+        raise RunError(f"{source(folder)}/study.yaml: is not the study.yaml of a run: it has no settings and data")
     return study
 
 
@@ -178,9 +189,14 @@ def load_checkpoints(run: RunPath) -> dict[str, dict[int, str]]:
     return found
 
 
-def count_losses(run: RunPath) -> dict[str, int]:
-    """Return how often each trial was lost with its worker or node since its last epoch."""
-    return {trial.trial_id: trial.losses for trial in _read_run(local_run(run)).trials.values()}
+def load_faults(run: RunPath) -> dict[str, Faults]:
+    """Return what has befallen each trial, by trial id."""
+    return {trial.trial_id: trial.faults for trial in _read_run(local_run(run)).trials.values()}
+
+
+def open_attempt(run: RunPath) -> int:
+    """Return the number of the attempt that was begun and has not said that it ended; 0 if there is none."""
+    return _read_run(local_run(run)).attempt
 
 
 def is_running(run: RunPath) -> bool:
@@ -189,23 +205,7 @@ def is_running(run: RunPath) -> bool:
     Where the file system is shared, that is certain; of a run at a URI it may be said up to a minute too long.
     """
     folder = local_run(run)
-    try:
-        with (folder / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is no lock, or none that could be held
-        pass
-    return shows_life(folder)
-
-
-def shows_life(folder: Path) -> bool:
-    """Return whether the copy of a run at a URI came with a recent sign of life from another host that runs it."""
-    sign = _read_json(folder / HEARTBEAT)
-    try:
-        return bool(sign["host"] != socket.gethostname() and time.time() - sign["time"] < HEARTBEAT_SECONDS)
-    except (TypeError, KeyError):
-        return False
+    return is_held(folder) or is_run_elsewhere(folder)
 
 
 def _over_runs(runs: RunPath | Iterable[RunPath], table: Any) -> pd.DataFrame:
@@ -267,7 +267,8 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
         "epochs": len(rows),
     }
     if status == "diverged":
-        row["stop_reason"] = f"loss was {rows[-1]['train_loss']} in epoch {rows[-1]['epoch']}"
+        part, name = ("validation", "val_loss") if math.isfinite(rows[-1]["train_loss"]) else ("training", "train_loss")
+        row["stop_reason"] = f"{part} loss was {rows[-1][name]} in epoch {rows[-1]['epoch']}"
     if rows:
         row["train_seconds"] = sum(r["epoch_seconds"] for r in rows)
         row["images_per_second"] = float(pd.Series([r["images_per_second"] for r in rows]).median())
@@ -314,7 +315,7 @@ def _read_event(event: dict[str, Any], read: _Run) -> None:
         trial.started, trial.ended, trial.error = event["attempt"], "", ""
     elif kind == "epoch" and _is_epoch(event):
         trial.rows[event["epoch"]] = event
-        trial.losses = 0
+        trial.started, trial.error, trial.faults.losses = read.attempt, "", 0
         if _is_decision(event):
             read.decisions.append({**event, "value": event["objective"]})
             if event["stop"]:
@@ -326,8 +327,10 @@ def _read_event(event: dict[str, Any], read: _Run) -> None:
         trial.ended = "completed"
     elif kind == "trial_failed":
         trial.ended, trial.error = "failed", event["error"]
-    elif kind == "trial_lost":
-        trial.started, trial.error, trial.losses = 0, event["error"], trial.losses + 1
+    elif kind in ("trial_retried", "trial_lost"):
+        trial.started, trial.error = 0, event["error"]
+        trial.faults.losses += kind == "trial_lost"
+        trial.faults.failures += kind == "trial_retried"
 
 
 def _is_decision(event: dict[str, Any]) -> bool:

@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="say how far a study is")
     status.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     listing = commands.add_parser("list", help="list the runs in a directory")
-    listing.add_argument("directory", type=Path, nargs="?", default=Path("runs"), metavar="DIR", help="[runs]")
+    listing.add_argument(
+        "directory", type=run_path, nargs="?", default=Path("runs"), metavar="DIR", help="also s3://bucket/runs [runs]"
+    )
     commands.add_parser("presets", help="list the presets and what they search")
     check = commands.add_parser("check-cluster", help="check a Ray cluster's YAML file, offline, before ray up")
     check.add_argument("file", type=Path, metavar="FILE", help="for example cluster.yaml")
@@ -91,9 +93,13 @@ def _run(args: argparse.Namespace) -> int:
     name = args.name or _free_name(args.out, Path(args.preset).stem)
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"--name {name!r}: must be a plain folder name; use --out for where it lies")
-    run = f"{args.out}/{name}" if is_uri(args.out) else args.out / name
+    run = _within(args.out, name)
     command = shlex.join(["python", "-m", "study", *sys.argv[1:]])
     return _attempt(run, lambda: run_study(settings, run, address=args.address, show=not args.quiet, command=command))
+
+
+def _within(directory: RunPath, name: str) -> RunPath:
+    return f"{directory}/{name}" if is_uri(directory) else Path(directory) / name
 
 
 def _free_name(out: RunPath, stem: str) -> str:
@@ -156,20 +162,24 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    if not args.directory.is_dir():
-        raise UserError(f"{args.directory}: no such directory; python -m study run makes runs/")
+    storage, base = open_storage(args.directory)
+    try:
+        names = sorted(info.base_name for info in storage.get_file_info(fs.FileSelector(base)))
+        files = storage.get_file_info([f"{base}/{name}/study.yaml" for name in names])
+    except OSError as error:
+        raise UserError(f"{args.directory}: no such directory; python -m study run makes runs/") from error
     rows: list[dict[str, object]] = []
-    for file in sorted(args.directory.glob("*/study.yaml")):
+    for run in [_within(args.directory, name) for name, file in zip(names, files, strict=True) if file.is_file]:
         try:
-            study, trials = read_study(file.parent), load_trials(file.parent)
+            study, trials = read_study(run), load_trials(run)
         except UserError as error:
-            rows.append({"run": str(file.parent), "state": f"unreadable: {error}"})
+            rows.append({"run": str(run), "state": f"unreadable: {error}"})
             continue
         ended = trials["status"].isin(ENDED)
-        state = "running" if is_running(file.parent) else "finished" if ended.all() else "interrupted"
+        state = "running" if is_running(run) else "finished" if ended.all() else "interrupted"
         rows.append(
             {
-                "run": str(file.parent),
+                "run": str(run),
                 "state": state,
                 "dataset": study["settings"].get("dataset"),
                 "trials": f"{ended.sum()}/{len(trials)}",

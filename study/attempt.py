@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from analysis.remote import RunPath, is_uri, open_storage, source
-from analysis.trials import ENDED, count_losses, load_checkpoints, load_decisions, load_trials
+from analysis.trials import ENDED, Faults, load_checkpoints, load_decisions, load_epochs, load_faults, load_trials
 from study.asha import RecordingASHA, trial_name
 from study.disk import Checkpoints, DiskFullError, as_text, free_bytes
 from study.events import EventLog
@@ -38,14 +38,15 @@ from study.ray_session import Resources
 from study.settings import StudySettings
 from study.space import fixed_settings, optuna_space
 from study.supervise import AttemptError, Interruption
+from trainables.device import DeviceError
 from trainables.settings import TrialSettings
 from trainables.train import EpochMetrics
-from trainables.tune_trial import OBJECTIVE, run_trial
+from trainables.tune_trial import OBJECTIVE, StorageError, run_trial
 
 # Of what a trial reports, that which is not Ray Tune's own.
 REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTIVE, "device"]
-# How often a trial is begun again whose worker or node died, without ending another epoch in between.
-MAX_LOSSES = 3
+# A trial that lost its worker or node so often, without ending another epoch in between, is not begun again.
+MAX_LOSSES = 4
 
 
 def run_attempt(
@@ -56,6 +57,7 @@ def run_attempt(
     resources: Resources,
     reserve: int,
     interruption: Interruption,
+    alone: bool,
     show: bool,
 ) -> str:
     """Run the trials that have not ended.
@@ -68,11 +70,12 @@ def run_attempt(
         resources: of each trial.
         reserve: bytes of free disk below which no trial goes on.
         interruption: says when to end before the end.
+        alone: run one trial at a time, and only until one has ended.
         show: whether to print progress.
 
     Returns:
-        ``finished``; ``interrupted``; or ``lost``, if trials were lost with their worker or node and should be begun
-        again.
+        ``finished``; ``interrupted``; ``lost``, if trials were lost and should be begun again; or ``alone``, if trials
+        are left that were not to run beside others.
 
     Raises:
         DiskFullError: if the disk is full.
@@ -99,9 +102,18 @@ def run_attempt(
     asha = _asha(settings, run)
     guard = _Guard(run, reserve, interruption)
     recorder = _Recorder(
-        events, progress if show else None, attempt, fixed, asha, budget, guard, resources.concurrent == 1
+        events,
+        progress if show else None,
+        attempt,
+        fixed,
+        asha,
+        budget,
+        guard,
+        settings.max_failures,
+        alone,
+        one_at_a_time=resources.concurrent == 1,
     )
-    recorder.resume(unfinished, count_losses(run), there)
+    recorder.resume(unfinished, load_faults(run), there)
 
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -113,7 +125,10 @@ def run_attempt(
         images=images,
         device=settings.device,
         num_threads=resources.cpus,
-        checkpoints={name: f"{storage}/{folders[max(folders)]}" for name, folders in there.items()},
+        checkpoints={
+            name: [f"{storage}/{folders[epoch]}" for epoch in sorted(folders, reverse=True)]
+            for name, folders in there.items()
+        },
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
@@ -121,12 +136,12 @@ def run_attempt(
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
-            search_alg=_optuna(settings, ended, unfinished, attempt) if settings.search == "optuna" else None,
+            search_alg=_optuna(settings, run, ended, unfinished, attempt) if settings.search == "optuna" else None,
             num_samples=left if settings.search == "optuna" else 1,
             scheduler=asha,
             reuse_actors=True,
             trial_dirname_creator=_FolderNames(fixed, known["trial_id"], unfinished["trial_id"]),
-            max_concurrent_trials=resources.limit,
+            max_concurrent_trials=1 if alone else resources.limit,
         ),
         run_config=tune.RunConfig(
             name=f"attempt-{attempt}",
@@ -146,8 +161,11 @@ def run_attempt(
         all_over = load_trials(run)["status"].isin(ENDED).all()
         if not all_over and guard.is_full:
             outcome = "disk full"
-            raise _disk_full(run)
-        outcome = "finished" if all_over else "interrupted" if interruption.asked else "lost"
+            raise _disk_full(run, recorder.disk_error)
+        if all_over:
+            outcome = "finished"
+        elif not interruption.asked:
+            outcome = "alone" if alone else "lost"
     except DiskFullError:
         raise
     except Exception as error:  # TuneError, a full disk, a worker killed for memory: whatever ends fit()
@@ -155,7 +173,9 @@ def run_attempt(
             return outcome
         outcome = f"error: {_in_short(error)}"
         if _is_disk_full(error):
-            raise _disk_full(run) from error
+            raise _disk_full(run, _in_short(error)) from error
+        if isinstance(error.__cause__, RayError):
+            recorder.worker_died(error.__cause__)
         raise AttemptError(_in_short(error)) from error
     finally:
         interruption.heeded = False
@@ -205,8 +225,9 @@ def _error_of(trial: Trial) -> Exception:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether a trial's own code raised it; of a worker or a node that died, the trial is not to blame."""
-    return isinstance(error, RayTaskError) or not isinstance(error, RayError)
+    """Whether a trial is to blame for an error: not for a worker, node, device or storage that is not there."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return not isinstance(cause, RayError | OSError | StorageError | DeviceError)
 
 
 def _in_short(error: BaseException) -> str:
@@ -218,16 +239,18 @@ def _in_short(error: BaseException) -> str:
 
 def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            return True
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _disk_full(run: Path) -> DiskFullError:
+def _disk_full(run: Path, error: str) -> DiskFullError:
+    why = error or f"{as_text(free_bytes(run))} free"
     return DiskFullError(
-        f"{source(run)}: the disk is full ({as_text(free_bytes(run))} free); every finished epoch is kept: make room "
-        f"and go on by python -m study resume {source(run)}"
+        f"{source(run)}: the disk is full ({why}); every finished epoch is kept: "
+        f"make room and go on by python -m study resume {source(run)}"
     )
 
 
@@ -262,19 +285,25 @@ class _Recorder(tune.Callback):
         asha: RecordingASHA | None,
         budget: Checkpoints,
         guard: _Guard,
+        max_failures: int,
+        alone: bool,
         one_at_a_time: bool,
     ) -> None:
         self._events, self._progress, self._attempt = events, progress, attempt
         self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
-        self._one_at_a_time = one_at_a_time
+        self._max_failures, self._alone, self._one_at_a_time = max_failures, alone, one_at_a_time
         self._best: dict[str, tuple[float, int, str]] = {}
         self._folders: dict[str, list[str]] = {}  # of each trial's checkpoints that are there, in their order
-        self._losses: dict[str, int] = {}
+        self._running: dict[str, Trial] = {}
+        self._faults: dict[str, Faults] = {}
         self._diverged: set[str] = set()
+        self.disk_error = ""
 
-    def resume(self, unfinished: pd.DataFrame, losses: dict[str, int], checkpoints: dict[str, dict[int, str]]) -> None:
+    def resume(
+        self, unfinished: pd.DataFrame, faults: dict[str, Faults], checkpoints: dict[str, dict[int, str]]
+    ) -> None:
         """Take over what is known of the trials that an earlier attempt began."""
-        self._losses = losses
+        self._faults = faults
         for row in unfinished.to_dict("records"):
             name, folders = row["trial_id"], checkpoints.get(row["trial_id"], {})
             self._folders[name] = [folders[epoch] for epoch in sorted(folders)]
@@ -282,10 +311,11 @@ class _Recorder(tune.Callback):
                 self._best[name] = (row["val_accuracy"], row["best_epoch"], folders[row["best_epoch"]])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        settings = _settings_of(trial, self._fixed).model_dump()
-        self._events.append("trial_started", trial_id=trial_name(trial), attempt=self._attempt, settings=settings)
+        name, settings = trial_name(trial), _settings_of(trial, self._fixed).model_dump()
+        self._events.append("trial_started", trial_id=name, attempt=self._attempt, settings=settings)
+        self._running[name] = trial
         if self._progress:
-            self._progress.trial_started(trial_name(trial), settings)
+            self._progress.trial_started(name, settings)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -295,6 +325,8 @@ class _Recorder(tune.Callback):
         folder = f"tune/attempt-{self._attempt}/{name}/{result['checkpoint_dir_name']}"
         decision = (self._asha.decision if self._asha else None) or {}
         self._events.append("epoch", trial_id=name, **metrics, checkpoint=folder, **decision)
+        self._running[name] = trial
+        self._faults_of(name).losses = 0
         accuracy = (result["val_accuracy"], result["epoch"])
         if accuracy[0] == accuracy[0] and accuracy >= self._best.get(name, (-1.0, 0))[:2]:
             self._best[name] = (*accuracy, folder)
@@ -321,29 +353,51 @@ class _Recorder(tune.Callback):
         self._end(trial, "diverged" if name in self._diverged else "completed" if done else "stopped")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._events.append("trial_retried", trial_id=trial_name(trial), error=_in_short(_error_of(trial)))
+        self._fault(trial, _error_of(trial), goes_on=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        name, error = trial_name(trial), _error_of(trial)
+        self._fault(trial, _error_of(trial), goes_on=False)
+
+    def worker_died(self, error: Exception) -> None:
+        """Note what broke the attempt off. A trial that ran alone was the cause; which of several was, nobody knows."""
+        if len(self._running) == 1:
+            (trial,) = self._running.values()
+            self._fault(trial, error, goes_on=False)
+
+    def _faults_of(self, name: str) -> Faults:
+        return self._faults.setdefault(name, Faults())
+
+    def _fault(self, trial: Trial, error: Exception, goes_on: bool) -> None:
+        """Write down what befell a trial. Where Ray Tune does not go on with it, a later attempt may, or it failed."""
+        name, text, own = trial_name(trial), _in_short(error), _is_own(error)
+        self._running.pop(name, None)
         if _is_disk_full(error):
-            self._guard.is_full = True
-            self._events.append("trial_lost", trial_id=name, error=_in_short(error))
+            self._guard.is_full, self.disk_error = True, text
+            self._events.append("trial_lost", trial_id=name, error=text)
             return
-        if _is_own(error) or self._losses.get(name, 0) >= MAX_LOSSES:
-            self._events.append("trial_failed", trial_id=name, error=_in_short(error))
+        faults = self._faults_of(name)
+        faults.failures += own
+        faults.losses += not own
+        if not goes_on and (faults.failures > self._max_failures if own else faults.losses >= MAX_LOSSES):
+            self._events.append("trial_failed", trial_id=name, error=text)
             self._end(trial, "failed")
-        else:
-            # One at a time, a lost trial goes on before any other: ASHA would judge in another order.
-            self._guard.is_over = self._one_at_a_time
-            self._events.append("trial_lost", trial_id=name, error=_in_short(error))
+            return
+        self._events.append("trial_retried" if own else "trial_lost", trial_id=name, error=text)
+        # One at a time, it goes on before any other: ASHA would judge in another order.
+        self._guard.is_over |= self._one_at_a_time and not goes_on
 
     def _end(self, trial: Trial, status: str) -> None:
         name = trial_name(trial)
+        self._running.pop(name, None)
         self._folders.pop(name, None)
         val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
-        self._budget.trial_ended(name, _settings_of(trial, self._fixed).model_dump(), status, val_accuracy, checkpoint)
-        if self._progress:
-            self._progress.trial_ended(name, status)
+        self._guard.is_over |= self._alone
+        # What is raised here would have Ray Tune begin the trial again, which has ended.
+        with contextlib.suppress(OSError):
+            settings = _settings_of(trial, self._fixed).model_dump()
+            self._budget.trial_ended(name, settings, status, val_accuracy, checkpoint)
+            if self._progress:
+                self._progress.trial_ended(name, status)
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune pickles its callbacks into the experiment; a terminal and a scheduler's lock cannot be.
@@ -385,7 +439,9 @@ def _asha(settings: StudySettings, run: Path) -> RecordingASHA | None:
     )
 
 
-def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFrame, attempt: int) -> Searcher:
+def _optuna(
+    settings: StudySettings, run: Path, ended: pd.DataFrame, unfinished: pd.DataFrame, attempt: int
+) -> Searcher:
     """Return Optuna's TPE, told of the trials that ended and asked to go on first with those that did not."""
     names = list(settings.space)
     points = [{f"trial/{name}": row[name] for name in names} for _, row in unfinished.iterrows()]
@@ -397,6 +453,8 @@ def _optuna(settings: StudySettings, ended: pd.DataFrame, unfinished: pd.DataFra
         # With the seed of the attempt before, it would suggest the same settings again.
         seed=settings.seed + attempt - 1,
     )
-    for _, row in ended[ended["val_accuracy"].notna()].iterrows():
-        searcher.add_evaluated_point({f"trial/{name}": row[name] for name in names}, row["val_accuracy"])
+    # As Ray Tune tells it: the last epoch's, 0 of a trial that diverged, and nothing of one that failed.
+    last = load_epochs(run).groupby("trial_id")["val_accuracy"].last(skipna=False).fillna(0.0)
+    for _, row in ended[ended["trial_id"].isin(last.index) & (ended["status"] != "failed")].iterrows():
+        searcher.add_evaluated_point({f"trial/{name}": row[name] for name in names}, last[row["trial_id"]])
     return searcher

@@ -93,6 +93,7 @@ class Resources:
     """What each trial gets, and how many run at once.
 
     Attributes:
+        device: ``cpu``, ``mps``, or what was asked for; ``cuda`` where a trial gets a GPU.
         cpus: CPU cores, and threads, of a trial.
         gpus: GPUs of a trial; fractions share one.
         concurrent: trials that run at once on what there is now.
@@ -100,6 +101,7 @@ class Resources:
             more, and lets them pass a trial whose worker died.
     """
 
+    device: str
     cpus: int
     gpus: float
     concurrent: int
@@ -132,10 +134,14 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
     slots = cpus // cpus_per_trial
     if gpus_per_trial:
         slots = min(slots, int(gpus / gpus_per_trial))
-    if address == "local" and resolve_device(settings.device).type == "mps":
+    device = settings.device
+    if device == "auto":
+        here = resolve_device().type if address == "local" else "cpu"
+        device = "cuda" if gpus_per_trial else "mps" if here == "mps" else "cpu"
+    if device == "mps":
         slots = 1  # Ray does not know Apple's GPU: every core would run a trial on it
     concurrent = max(1, slots)
-    return Resources(cpus_per_trial, gpus_per_trial, concurrent, concurrent if address == "local" else None)
+    return Resources(device, cpus_per_trial, gpus_per_trial, concurrent, concurrent if address == "local" else None)
 
 
 def check_storage_is_shared(run: Path) -> None:
@@ -149,22 +155,25 @@ def check_storage_is_shared(run: Path) -> None:
         return
     marker = run / f".shared-{secrets.token_hex(4)}"
     marker.touch()
-
-    asked = {}
     try:
+        asked = []
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(num_cpus=0, scheduling_strategy=there)(_write_to)
-            asked[node["NodeManagerAddress"]] = task.remote(str(marker))
-        for node_address, answer in asked.items():
-            problem = ray.get(answer, timeout=60)
+            task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_write_to)
+            asked.append((node, task.remote(str(marker))))
+        for node, answer in asked:
+            try:
+                problem = ray.get(answer, timeout=60)
+            except ray.exceptions.RayError as error:
+                if any(other["NodeID"] == node["NodeID"] and other["Alive"] for other in ray.nodes()):
+                    problem = f"it did not answer: {error}"
+                else:  # it has gone meanwhile
+                    problem = None
             if problem:
                 raise ClusterError(
-                    f"{run}: is not shared by all nodes: {node_address} cannot write there ({problem}); "
+                    f"{run}: is not shared by all nodes: {node['NodeManagerAddress']} cannot write there ({problem}); "
                     "give an --out on storage that every node mounts, or a URI such as s3://bucket/runs"
                 )
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"a node did not answer whether it can write to {run} ({error})") from error
     finally:
         marker.unlink(missing_ok=True)
 

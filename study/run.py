@@ -1,30 +1,32 @@
 """Run a study: make the run directory, and go on in it until every trial has ended."""
 
 import contextlib
+import os
 import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
+from pyarrow import fs
 
-from analysis.remote import RunPath, is_uri, local_run
-from analysis.trials import ENDED, load_trials, read_study
+from analysis.remote import RunPath, is_uri, local_run, open_storage
+from analysis.trials import ENDED, load_trials, open_attempt, read_study
 from study.attempt import run_attempt
 from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
 from study.events import EventLog
 from study.manifest import (
-    Manifest,
     check_resumable,
     make_manifest,
     read_manifest,
     write_atomically,
     write_manifest,
 )
-from study.ray_session import check_storage_is_shared, ray_session, share_out
+from study.ray_session import ClusterError, check_storage_is_shared, ray_session, share_out
 from study.settings import StudySettings, check_settings
 from study.space import fixed_settings, list_trials
 from study.supervise import Interruption, StudyError, holding, interruptible, supervise
@@ -60,32 +62,41 @@ def run_study(
         DataError, DeviceError: if the data or the device are not there.
     """
     folder = local_run(run) if is_uri(run) else Path(run).absolute()
-    if (folder / "study.yaml").exists() or (folder.exists() and not is_uri(run)):
-        raise StudyError(f"{run}: exists; go on with it by python -m study resume {run}, or give another --name")
+    _check_is_new(run)
     with interruptible() as interruption:
-        data = _load(settings, address)
-        manifest = make_manifest(settings, [] if settings.search == "optuna" else list_trials(settings))
+        trials = [] if settings.search == "optuna" else list_trials(settings)
+        loaded = [_load(settings, address)]
         study = {
             "name": Path(str(run)).name,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": command,
-            "settings": settings.model_dump(),
-            "data": _describe_data(settings, data),
+            "settings": {},
+            "data": _describe_data(settings, loaded[0]),
             "machine": describe_machine(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }
 
-        def make_directory() -> None:
+        def begin(resolved: StudySettings, held: contextlib.ExitStack) -> None:
+            """Make the run directory and hold it. It appears whole."""
+            draft = folder if is_uri(run) else folder.with_name(f".{folder.name}.{os.getpid()}")
             try:
-                folder.mkdir(parents=True, exist_ok=is_uri(run))
-            except FileExistsError as error:
-                raise StudyError(f"{run}: was begun by another process just now; give another --name") from error
-            write_manifest(folder, manifest)
-            # A directory that has study.yaml is a whole run.
-            text = yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=120)
-            write_atomically(folder / "study.yaml", text)
+                _check_is_new(run)
+                draft.mkdir(parents=True, exist_ok=is_uri(run))
+                held.enter_context(holding(draft))
+                write_manifest(draft, make_manifest(resolved, trials))
+                content = yaml.safe_dump(
+                    study | {"settings": resolved.model_dump()}, sort_keys=False, allow_unicode=True, width=120
+                )
+                write_atomically(draft / "study.yaml", content)
+                if draft != folder:
+                    draft.rename(folder)
+            except OSError as error:
+                raise StudyError(f"{run}: cannot be made ({error.strerror or error})") from error
+            finally:
+                if draft != folder:
+                    shutil.rmtree(draft, ignore_errors=True)
 
-        return _run_to_the_end(settings, folder, run, manifest, [data], address, show, interruption, make_directory)
+        return _run_to_the_end(settings, folder, run, trials, loaded, address, show, interruption, begin)
 
 
 def resume_study(run: RunPath, *, address: str = "local", show: bool = True, force: bool = False) -> bool:
@@ -114,14 +125,23 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
                 with Uploads(folder, str(run)):
                     pass
             return True
-        data = _load(settings, address)
-        found, then = _describe_data(settings, data)["fingerprint"], study["data"]["fingerprint"]
+        if left_open := open_attempt(folder):  # nobody runs it any more
+            EventLog(folder).append("attempt_ended", attempt=left_open, reason="killed")
+        loaded = [_load(settings, address)]
+        found, then = _describe_data(settings, loaded[0])["fingerprint"], study["data"]["fingerprint"]
         if found != then:
             raise StudyError(f"{run}: began with other images (fingerprint {then}, now {found}); restore them to go on")
         if changes:
             EventLog(folder).append("changed", what=changes)
             write_manifest(folder, now)
-        return _run_to_the_end(settings, folder, run, now, [data], address, show, interruption)
+        return _run_to_the_end(settings, folder, run, now.trials, loaded, address, show, interruption)
+
+
+def _check_is_new(run: RunPath) -> None:
+    """See that there is nothing yet where a study is to begin."""
+    storage, base = open_storage(run)
+    if storage.get_file_info(f"{base}/study.yaml" if is_uri(run) else base).type != fs.FileType.NotFound:
+        raise StudyError(f"{run}: exists; go on with it by python -m study resume {run}, or give another --name")
 
 
 def _load(settings: StudySettings, address: str) -> ImageData:
@@ -149,43 +169,55 @@ def _run_to_the_end(
     settings: StudySettings,
     folder: Path,
     run: RunPath,
-    manifest: Manifest,
+    trials: Sequence[TrialSettings],
     loaded: list[ImageData],
     address: str,
     show: bool,
     interruption: Interruption,
-    make_directory: Callable[[], None] | None = None,
+    begin: Callable[[StudySettings, contextlib.ExitStack], None] | None = None,
 ) -> bool:
     """Attempt the study until it ends; ``loaded`` holds the data until Ray's object store has them."""
-    num_trials = len(manifest.trials) or settings.num_trials or 1
+    num_trials = len(trials) or settings.num_trials or 1
     storage = run if is_uri(run) else folder
 
     def tell(text: str) -> None:
         if show:
             print(text, flush=True)
 
-    def attempt() -> str:
+    def attempt(alone: bool) -> str:
+        nonlocal begin
         data = loaded.pop() if loaded else _load(settings, address)
         with ray_session(address):
             # Of all trials, not of those that are left: sums, and so results, depend on the threads of a trial.
             resources = share_out(settings, address, num_trials)
-            size = _largest_checkpoint(settings, manifest, len(data.class_names))
-            if make_directory and not (folder / "study.yaml").exists():
+            # So that it goes on with the same ones, wherever that is.
+            resolved = settings.model_copy(
+                update={
+                    "device": resources.device,
+                    "cpus_per_trial": resources.cpus,
+                    "gpus_per_trial": resources.gpus,
+                }
+            )
+            size = _largest_checkpoint(settings, trials, len(data.class_names))
+            if begin:
                 # Only now is it sure that the study can begin.
                 needed = needed_bytes(size, num_trials, resources.concurrent, settings.keep_checkpoints)
                 tell(f"checkpoints will need up to {as_text(needed)}; {_check_room(needed, storage)}")
-                make_directory()
-                held.enter_context(holding(folder))
+                begin(resolved, held)
+                begin = None
             if not is_uri(run):
                 check_storage_is_shared(folder)
             elif not uploads:
                 uploads.append(Uploads(folder, str(run)))
                 held.enter_context(uploads[0])
             train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
-            images = ray.put(train_data), ray.put(val_data)
+            try:
+                images = ray.put(train_data), ray.put(val_data)
+            except ray.exceptions.RayError as error:
+                raise ClusterError(f"Ray has no room for the images ({error})") from error
             del data, train_data, val_data  # the object store has them now: one copy a node
             reserve = reserve_bytes(0 if is_uri(run) else size, resources.concurrent)
-            return run_attempt(settings, folder, storage, images, resources, reserve, interruption, show)
+            return run_attempt(resolved, folder, storage, images, resources, reserve, interruption, alone, show)
 
     uploads: list[Uploads] = []
     with contextlib.ExitStack() as held:
@@ -209,8 +241,7 @@ def _check_room(needed: int, storage: RunPath) -> str:
     return f"{as_text(free)} are free"
 
 
-def _largest_checkpoint(settings: StudySettings, manifest: Manifest, num_classes: int) -> int:
-    trials = list(manifest.trials)
+def _largest_checkpoint(settings: StudySettings, trials: Sequence[TrialSettings], num_classes: int) -> int:
     if not trials:  # a search that chooses as it goes: the largest value of what matters
         fixed = fixed_settings(settings)
         varied = {

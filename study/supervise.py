@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.remote import source
-from analysis.trials import load_trials, shows_life
+from analysis.remote import RemoteError, is_run_elsewhere, source
+from analysis.trials import ENDED, load_trials
+from study.ray_session import ClusterError
 from trainables.errors import UserError
 
-# Attempts in a row that may fail without one more epoch.
-MAX_RESTARTS = 3
-_WAIT_SECONDS = 2.0
+# Attempts in a row that may fail without one more epoch, or the end of one more trial.
+MAX_RESTARTS = 5
+_WAIT_SECONDS = 2.0  # before the first of them; twice as long before each further one
 
 
 class AttemptError(Exception):
@@ -36,9 +37,13 @@ def holding(run: Path) -> Iterator[None]:
     elsewhere = StudyError(
         f"{source(run)}: is running now, in another process; python -m study status {source(run)} shows it"
     )
-    if shows_life(run):
+    if is_run_elsewhere(run):
         raise elsewhere
-    with (run / "lock").open("a") as lock:
+    try:
+        lock = (run / "lock").open("a")
+    except OSError as error:
+        raise StudyError(f"{run / 'lock'}: cannot be written ({error.strerror}), so nothing can go on there") from error
+    with lock:
         for patience in (0.2, 0.4, 0.8, None):  # `status` holds it too, for an instant
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,12 +97,13 @@ def interruptible() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
 
-def supervise(run: Path, attempt: Callable[[], str], tell: Callable[[str], None]) -> bool:
+def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], None]) -> bool:
     """Attempt a study until it ends, is interrupted, or fails over and over without getting on.
 
     Args:
         run: the run directory.
-        attempt: see :func:`study.attempt.run_attempt`.
+        attempt: see :func:`study.attempt.run_attempt`; called with whether trials are to run one at a time, as they do
+            after a failure: they leave each other room, and whose fault the next one is will be known.
         tell: where to say that it begins again.
 
     Returns:
@@ -105,27 +111,35 @@ def supervise(run: Path, attempt: Callable[[], str], tell: Callable[[str], None]
 
     Raises:
         StudyError: if attempt after attempt failed.
-        UserError: of an attempt that another one would repeat.
+        UserError: of the first attempt, or of any that another one would repeat.
     """
-    failures, epochs = 0, _count_epochs(run)
+    failures, before, first = 0, _progress(run), True
     while True:
         try:
-            outcome = attempt()
-            reason = "trials were lost with their worker or node"
+            outcome = attempt(failures > 0)
+            reason = "side by side" if outcome == "alone" else "trials were lost with their worker or node"
         except AttemptError as error:
+            outcome, reason = "failed", str(error)
+        except (ClusterError, RemoteError, OSError) as error:
+            if first:  # a mistake, not a fault
+                raise
             outcome, reason = "failed", str(error)
         if outcome in ("finished", "interrupted"):
             return outcome == "finished"
-        done = _count_epochs(run)
-        failures, epochs = (0 if done > epochs else failures + 1), done
+        now, first = _progress(run), False
+        failures, before = (0 if now > before else failures + 1), now
         if failures > MAX_RESTARTS:
             raise StudyError(
                 f"{source(run)}: gave up after {failures} attempts without another epoch ({reason}); "
                 f"what is finished is kept: mend that and go on by python -m study resume {source(run)}"
             )
         tell(f"beginning again: {reason}")
-        time.sleep(_WAIT_SECONDS)
+        time.sleep(_WAIT_SECONDS * 2 ** max(0, failures - 1))
 
 
-def _count_epochs(run: Path) -> int:
-    return int(load_trials(run)["epochs"].sum()) if (run / "study.yaml").exists() else 0
+def _progress(run: Path) -> int:
+    """Return the number of epochs and of trials that have ended."""
+    if not (run / "study.yaml").exists():
+        return 0
+    trials = load_trials(run)
+    return int(trials["epochs"].sum() + trials["status"].isin(ENDED).sum())

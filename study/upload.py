@@ -45,7 +45,7 @@ class Uploads:
             start = time.monotonic()
             try:
                 upload(self._run, self._uri, self._sent)
-            except RemoteError:
+            except Exception:  # whatever it is, it may be over the next time, and the copy has everything
                 continue
             # A long log takes long to send: no more than a tenth of the time.
             pause = max(_EVERY_SECONDS, 10 * (time.monotonic() - start))

@@ -5,6 +5,7 @@ What was lost, doubled and redone is printed as a table at the end. `pytest -m s
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -51,15 +52,17 @@ def undisturbed(ray_session: None, overrides: list[str], tmp_path_factory: pytes
 
 
 def count(run: Path) -> dict[str, int]:
-    """What became of a run: trials without a row or an end, (trial, epoch) rows that are there twice, epochs redone."""
-    trials, epochs = load_trials(run), load_epochs(run)
+    """What became of a run: trials without a row or an end, epochs or decisions that are there twice, epochs redone."""
+    trials, epochs, decisions = load_trials(run), load_epochs(run), load_decisions(run)
     asked = json.loads((run / "manifest.json").read_text())["trials"]
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if line.startswith("{")]
     ran = pd.Series([(e["trial_id"], e["epoch"]) for e in lines if e["event"] == "epoch"])
     return {
         "lost": len({entry["trial_id"] for entry in asked} ^ set(trials["trial_id"]))
         + (~trials["status"].isin(ENDED)).sum(),
-        "duplicates": int(epochs.duplicated(["trial_id", "epoch"]).sum()),
+        "duplicates": int(
+            epochs.duplicated(["trial_id", "epoch"]).sum() + decisions.duplicated(["trial_id", "rung"]).sum()
+        ),
         "redone": int(ran.duplicated().groupby(ran.str[0]).sum().max()),  # of the trial with the most
     }
 
@@ -116,21 +119,60 @@ def test_a_worker_is_killed(
     disturb(monkeypatch, epoch, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
-    (retried,) = [e for e in events(tmp_path / "run") if e["event"] == "trial_retried"]
-    assert "died" in retried["error"]
+    (lost,) = [e for e in events(tmp_path / "run") if e["event"] == "trial_lost"]
+    assert "died" in lost["error"]
     assert_as_undisturbed("worker SIGKILL", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
 
 
-def test_a_worker_is_killed_more_often_than_a_trial_may_fail(
-    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["SIGKILL", "without storage"])
+def test_a_worker_is_lost_more_often_than_a_trial_may_fail(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Not the trial's fault: the study begins again by itself, and the trial goes on."""
+
+    def lose() -> None:
+        if name == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
-    disturb(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "once")
+    disturb(monkeypatch, 1, lose, tmp_path / "once")
     start = time.monotonic()
     assert run_study(load_settings("demo", [*overrides, "max_failures=0"]), tmp_path / "run", show=False)
     assert [e["reason"] for e in events(tmp_path / "run") if e["event"] == "attempt_ended"] == ["lost", "finished"]
-    assert_as_undisturbed("worker SIGKILL, no retries", tmp_path / "run", undisturbed, time.monotonic() - start, 2)
+    assert_as_undisturbed(f"worker {name}, no retries", tmp_path / "run", undisturbed, time.monotonic() - start, 2)
+
+
+def test_a_checkpoint_is_damaged_with_its_worker(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none before it, so the trial begins anew; ASHA does not judge it twice."""
+
+    def damage_and_die() -> None:
+        newest = max((tmp_path / "run").glob("tune/*/*/checkpoint_*/weights.pt"), key=lambda file: file.stat().st_mtime)
+        newest.write_bytes(newest.read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    disturb(monkeypatch, 1, damage_and_die, tmp_path / "once")
+    start = time.monotonic()
+    assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
+    assert_as_undisturbed("checkpoint truncated", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
+    assert TABLE[-1]["redone"] == 1
+
+
+def test_a_checkpoint_that_is_not_let_go_does_no_harm(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is raised as a trial ends would have Ray Tune begin it again."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(study.attempt.Checkpoints, "trial_ended", fail)
+    start = time.monotonic()
+    assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
+    assert_as_undisturbed("storage fails as trials end", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
+    assert TABLE[-1]["redone"] == 0
 
 
 def test_a_worker_raises(
@@ -145,6 +187,23 @@ def test_a_worker_raises(
     (retried,) = [e for e in events(tmp_path / "run") if e["event"] == "trial_retried"]
     assert retried["error"] == "RuntimeError: a cosmic ray"
     assert_as_undisturbed("worker exception", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
+
+
+def test_only_a_trials_own_errors_are_its_failures(
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failure is allowed, one loss comes before it: Ray Tune, which counts both, gives up; the study does not."""
+    monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
+
+    def fail() -> None:
+        raise RuntimeError("a cosmic ray")
+
+    disturb(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "lost")
+    disturb(monkeypatch, 2, fail, tmp_path / "failed")
+    start = time.monotonic()
+    assert run_study(load_settings("demo", [*overrides, "max_failures=1"]), tmp_path / "run", show=False)
+    assert [e["event"] for e in events(tmp_path / "run") if "error" in e] == ["trial_lost", "trial_retried"]
+    assert_as_undisturbed("SIGKILL, then an exception", tmp_path / "run", undisturbed, time.monotonic() - start, 2)
 
 
 def test_a_trial_whose_worker_always_dies_fails_in_the_end(
@@ -280,24 +339,23 @@ def test_the_driver_is_killed_at_twenty_random_moments(
 ) -> None:
     """Some before the study has begun, some while it starts, some while it trains or ends."""
     run, start, rng = drivers.directory / "runs/run", time.monotonic(), random.Random(0)
-    kills = 0
+    kills, while_training = 0, 0
     while kills < 20:
-        begun = (run / "study.yaml").exists()
-        if run.exists() and not begun:
-            shutil.rmtree(run)  # as the message says that one has to
-        driver = drivers.start(*(RESUME if begun else (*RUN, *overrides)))
+        driver = drivers.start(*(RESUME if run.exists() else (*RUN, *overrides)))
         try:
             driver.communicate(timeout=rng.uniform(4, 14))
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.communicate()
             kills += 1
+            while_training += epochs_recorded(run) > 0
+            assert not run.exists() or "running" not in set(load_trials(run)["status"])
         else:  # it came to its end before that: begin again
-            if run.exists():
-                assert count(run)["lost"] == 0
-                shutil.rmtree(run)
-    code, output = drivers.end(*(RESUME if (run / "study.yaml").exists() else (*RUN, *overrides)))
+            assert count(run)["lost"] == 0
+            shutil.rmtree(run)
+    code, output = drivers.end(*(RESUME if run.exists() else (*RUN, *overrides)))
     assert code == 0, output
+    assert while_training >= 10
     attempts = sum(e["event"] == "attempt_started" for e in events(run))
     assert_as_undisturbed("driver SIGKILL, 20 times", run, undisturbed, time.monotonic() - start, attempts)
 
@@ -344,29 +402,36 @@ from study import load_settings, run_study
 
 once, original = Path("once"), study.attempt.run_trial
 
+def take_memory():
+    Path(once_file).touch()
+    hog = [bytearray(os.urandom(1) * 2**26) for _ in range(int(megabytes) // 64)]
+    import time; time.sleep(60)
+
 def run_trial(config, **arguments):
     from ray import tune
     report = tune.report
+    chosen = (config["trial"]["lr"], config["trial"]["augmentation"]) == (0.02, "flip+crop")
+    if chosen and always:
+        take_memory()
     def report_and(metrics, **more):
         report(metrics, **more)
-        if metrics["epoch"] == 2 and config["trial"]["lr"] == 0.02 and not Path(once_file).exists():
-            Path(once_file).touch()
-            hog = [bytearray(os.urandom(1) * 2**26) for _ in range(int(megabytes) // 64)]
-            import time; time.sleep(60)
+        if chosen and metrics["epoch"] == 2 and not Path(once_file).exists():
+            take_memory()
     tune.report = report_and
     try:
         original(config, **arguments)
     finally:
         tune.report = report
 
-once_file, megabytes = str(once.absolute()), sys.argv[1]
+once_file, megabytes, always = str(once.absolute()), sys.argv[1], sys.argv[2] == "always"
 study.attempt.run_trial = run_trial
-print(run_study(load_settings("demo", sys.argv[2:]), Path("runs/run"), show=True))
+print(run_study(load_settings("demo", sys.argv[3:]), Path("runs/run"), show=True))
 """
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed_for_memory(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+@pytest.mark.parametrize("how", ["once", "always"])
+def test_a_worker_is_killed_for_memory(undisturbed: Path, overrides: list[str], drivers: Drivers, how: str) -> None:
     run, start = drivers.directory / "runs/run", time.monotonic()
     memory = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(memory[name].split()[0]) / 1024 for name in ("MemTotal", "MemAvailable"))
@@ -374,12 +439,22 @@ def test_a_worker_is_killed_for_memory(undisturbed: Path, overrides: list[str], 
     if threshold > 0.95:
         pytest.skip("needs four GB of free memory")
     drivers.settings = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
-    code, output = drivers.end("-c", MEMORY, "4000", *overrides)
+    code, output = drivers.end("-c", MEMORY, "4000", how, *overrides)
     assert (drivers.directory / "once").exists()
     assert code == 0, output
     assert output.strip().endswith("True"), output
-    attempts = sum(e["event"] == "attempt_started" for e in events(run))
-    assert_as_undisturbed("worker killed for memory", run, undisturbed, time.monotonic() - start, attempts)
+    errors = [e for e in events(run) if "error" in e]
+    assert all("low on memory" in e["error"] for e in errors)
+    if how == "once":
+        assert [e["event"] for e in errors] == ["trial_lost"]
+        assert_as_undisturbed("worker killed for memory", run, undisturbed, time.monotonic() - start, 2)
+    else:
+        assert [e["event"] for e in errors] == ["trial_lost"] * (study.attempt.MAX_LOSSES - 1) + ["trial_failed"]
+        trials = load_trials(run)
+        assert list(trials["status"]).count("failed") == 1
+        assert trials["status"].isin(ENDED).all()
+        table = {"fault": "a trial always killed for memory", **count(run), "attempts": study.attempt.MAX_LOSSES + 1}
+        TABLE.append({**table, "seconds": round(time.monotonic() - start, 1)})
 
 
 NODES = """
@@ -427,7 +502,7 @@ def test_a_node_is_killed(ray_session: None, overrides: list[str], drivers: Driv
     killed, ended = json.loads((drivers.directory / "killed.json").read_text())
     assert ended == [True]
     log = events(run)
-    (again,) = {e["trial_id"] for e in log if e["event"] == "trial_retried"}
+    (again,) = {e["trial_id"] for e in log if e["event"] == "trial_lost"}
     progress = min(
         e["time"] for e in log if e.get("trial_id") == again and e["event"] == "epoch" and e["time"] > killed
     )
@@ -436,6 +511,7 @@ def test_a_node_is_killed(ray_session: None, overrides: list[str], drivers: Driv
     attempts = sum(e["event"] == "attempt_started" for e in events(run))
     assert_as_undisturbed("node killed", run, undisturbed, seconds, attempts)
     TABLE[-1]["elsewhere_after_seconds"] = round(progress - killed, 1)
+    assert progress - killed <= 10
 
 
 def test_a_trial_diverges(undisturbed: Path, overrides: list[str], tmp_path: Path) -> None:
@@ -446,7 +522,7 @@ def test_a_trial_diverges(undisturbed: Path, overrides: list[str], tmp_path: Pat
     trials = load_trials(run)
     diverged = trials.query("lr == 100 and weight_decay == 1").iloc[0]
     assert diverged["status"] == "diverged"
-    assert "loss was" in diverged["stop_reason"]
+    assert "training loss was" in diverged["stop_reason"]
     assert diverged["epochs"] < 4
     healthy = trials.query("lr == 0.05 and weight_decay == 0.0005")["trial_id"]
     metrics = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]

@@ -114,6 +114,10 @@ def test_storage_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch
     nodes = [node for node in ray.nodes() if node["Alive"]]
     monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
     check_storage_is_shared(tmp_path)
+    gone, answers = nodes[0] | {"NodeID": "ab" * 28}, []
+    monkeypatch.setattr(ray, "nodes", lambda: [nodes[0]] if answers else answers.append(1) or [nodes[0], gone])
+    check_storage_is_shared(tmp_path)  # of a node that has gone meanwhile nothing is wanted
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(Path, "touch", lambda self: None)
     with pytest.raises(ClusterError, match=r"is not shared by all nodes: .* cannot write there \(.*No such file"):

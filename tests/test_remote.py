@@ -22,6 +22,7 @@ from analysis.remote import RemoteError, copy_of, fetch_checkpoint, local_run, o
 from analysis.trials import is_running
 from explain.__main__ import main as explain
 from study import StudyError, load_settings, resume_study, run_study
+from study.__main__ import main as study_command
 from study.supervise import holding
 from trainables import load_checkpoint
 
@@ -76,7 +77,10 @@ def run(server: dict[str, str], tiny: tuple[str, ...], tmp_path_factory: pytest.
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
         shutil.rmtree(first)
-        # Its last sign of life is recent, and from this host; on another one a minute would have to pass.
+        refused, _ = study("resume", URI, cache=second, ray=ray).communicate(timeout=60)
+        assert f"{URI}: is running now" in refused  # as far as its last sign of life tells
+        storage, base = open_storage(URI)
+        storage.delete_file(f"{base}/heartbeat")  # as if a minute had passed
         goes_on = study("resume", URI, cache=second, ray=ray)
         output, _ = goes_on.communicate(timeout=120)
         assert goes_on.returncode == 0, output
@@ -148,22 +152,19 @@ def test_going_on_with_what_has_ended_changes_nothing(run: str) -> None:
     assert sent() == before
 
 
-def beat(host: str, seconds_ago: float) -> None:
+def beat(copy: str, seconds_ago: float) -> None:
     storage, base = open_storage(URI)
     with storage.open_output_stream(f"{base}/heartbeat") as stream:
-        stream.write(json.dumps({"time": time.time() - seconds_ago, "host": host}).encode())
+        stream.write(json.dumps({"time": time.time() - seconds_ago, "copy": copy}).encode())
 
 
-def test_another_hosts_sign_of_life_keeps_others_away(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sign_of_life_from_another_copy_keeps_others_away(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.remote._FRESH_SECONDS", 0.0)
     storage, base = open_storage(run)
+    (local_run(run) / ".id").write_text("mine")
     try:
-        for host, seconds_ago, runs in (
-            ("elsewhere", 5, True),
-            ("elsewhere", 90, False),
-            (socket.gethostname(), 5, False),
-        ):
-            beat(host, seconds_ago)
+        for copy, seconds_ago, runs in (("elsewhere", 5, True), ("elsewhere", 90, False), ("mine", 5, False)):
+            beat(copy, seconds_ago)
             assert is_running(run) == runs
             if runs:
                 with pytest.raises(StudyError, match=f"{URI}: is running now"):
@@ -185,10 +186,33 @@ def test_a_copy_that_is_ahead_is_kept_and_one_of_another_study_is_not(
     whole = (copy / "events.jsonl").read_text()
     (copy / "events.jsonl").write_text(whole + '{"time": 1.0, "event": "attempt_started", "attempt": 9}\n')
     assert (local_run(run) / "events.jsonl").read_text() != whole
+    (copy / "events.jsonl").write_text(whole.replace("attempt", "ATTEMPT") + "more\n")  # it went on elsewhere since
+    assert (local_run(run) / "events.jsonl").read_text() == whole
     (copy / "study.yaml").write_text("settings: {}\n")
     (copy / "explanations").mkdir(exist_ok=True)
     assert (local_run(run) / "events.jsonl").read_text() == whole
     assert not (copy / "explanations").exists()
+
+
+def test_a_copy_in_which_a_study_runs_is_left_alone(server: dict[str, str], tmp_path: Path) -> None:
+    """It has just begun, and nothing of it is at the URI yet."""
+    uri = "s3://bucket/runs/just-begun"
+    copy = copy_of(uri)
+    copy.mkdir(parents=True)
+    (copy / "study.yaml").write_text("settings: {}\ndata: {}\n")
+    with holding(copy):
+        assert (local_run(uri) / "study.yaml").exists()
+        assert is_running(uri)
+    (copy / ".uri").unlink()
+    assert not (local_run(uri) / "study.yaml").exists()
+
+
+def test_runs_at_a_uri_are_listed(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert study_command(["list", "s3://bucket/runs"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if URI in line]
+    assert "finished" in line
+    assert study_command(["list", "s3://bucket/nothing"]) == 2
+    assert capsys.readouterr().err.startswith("error: s3://bucket/nothing: no such directory")
 
 
 def test_only_what_has_grown_is_sent(server: dict[str, str], tmp_path: Path) -> None:
@@ -213,6 +237,7 @@ def test_only_what_has_grown_is_sent(server: dict[str, str], tmp_path: Path) -> 
         ("s3://no-such-bucket/runs/x", "no such run"),
         ("s3://bucket/runs/none", "no such run"),
         ("nonsense://bucket/x", "nor a URI that can be used"),
+        ("s3://bucket/x?region=x", "give options by the environment"),
     ],
 )
 def test_what_is_not_there_says_so(

@@ -1,5 +1,6 @@
 """Studies through Ray Tune, from Python."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import ray
 import torch
 import yaml
 
+import study.attempt
+import study.run
 from analysis import RunError, load_epochs, load_trials, read_study
 from analysis.trials import ENDED
 from study import SettingsError, StudyError, load_settings, resume_study, run_study
@@ -78,8 +81,8 @@ def test_trials_side_by_side_are_those_trained_alone(tiny: tuple[str, ...], pict
     """Two at a time, one after the other in reused workers: bit for bit what each is in a process of its own."""
     overrides = [
         *tiny, "early_stopping=none", "cpus_per_trial=1", "space.optimizer=[muon,sgd]", "space.lr=[0.02,0.05]",
-        "space.augmentation=[flip+crop]", "fixed.ema_decay=0.9", "fixed.resolution='16,32'", "fixed.mixing=cutmix",
-        "fixed.dropout=0.2", "fixed.flip=alternating",
+        "space.augmentation=[flip+crop]", "fixed.ema_decay=0.9", "fixed.resolution='16,32'", "fixed.cutout=8",
+        "fixed.dropout=0.2",
     ]  # fmt: skip
     settings = load_settings("demo", overrides)
     run = tmp_path / "side-by-side"
@@ -207,7 +210,7 @@ def test_other_images_are_refused_on_resume(finished_run: Path, tmp_path: Path) 
         resume_study(copy, show=False)
 
 
-@pytest.mark.parametrize("change", [{"trial_id": "0" * 8}, {"settings": {"learning_rate": 0.1}}])
+@pytest.mark.parametrize("change", [{"trial_id": "0" * 10}, {"settings": {"learning_rate": 0.1}}])
 def test_a_run_of_another_version_is_refused_on_resume(
     finished_run: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -222,10 +225,10 @@ def test_a_run_of_another_version_is_refused_on_resume(
         resume_study(copy, show=False)
 
 
-def test_optuna_suggests_and_goes_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_optuna_suggests_and_goes_on(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [
-        *tiny, "max_epochs=1", "search=optuna", "num_trials=3", "space.lr={min: 0.001, max: 0.2, log: true}",
-        "space.batch_size={min: 10, max: 20}",
+        *tiny, "max_epochs=2", "early_stopping=none", "search=optuna", "num_trials=3",
+        "space.lr={min: 0.001, max: 0.2, log: true}", "space.batch_size={min: 10, max: 20}",
     ]  # fmt: skip
     run = tmp_path / "optuna"
     assert run_study(load_settings("demo", overrides), run, show=False)
@@ -236,17 +239,28 @@ def test_optuna_suggests_and_goes_on(tiny: tuple[str, ...], tmp_path: Path) -> N
     for row in trials.to_dict("records"):
         values = {name: row[name] for name in TrialSettings.model_fields}
         assert TrialSettings(**values).key() == row["trial_id"]
-    # Ask for two more, and forget that one of the three ended: the others are told to the sampler, not run again.
-    study = yaml.safe_load((run / "study.yaml").read_text())
-    study["settings"]["num_trials"] = 5
-    (run / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    # Ask for two more, and forget that one of the three ended: the others are told to the sampler, not run again, by
+    # what they ended with.
+    content = yaml.safe_load((run / "study.yaml").read_text())
+    content["settings"]["num_trials"] = 5
+    (run / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     lost = trials["trial_id"].iloc[1]
     shutil.rmtree(run / "tune" / "attempt-1" / lost)
     lines = (run / "events.jsonl").read_text().splitlines()
-    kept = [line for line in lines if not (lost in line and "trial_started" not in line)]
-    (run / "events.jsonl").write_text("\n".join(kept) + "\n")
+    kept = [json.loads(line) for line in lines if not (lost in line and "trial_started" not in line)]
+    for number, event in enumerate([e for e in kept if e["event"] == "epoch"]):
+        event["val_accuracy"] = [0.5, 0.25, 0.75, 0.625][number]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in kept))
+    told = []
+    original = study.attempt.OptunaSearch.add_evaluated_point
+    monkeypatch.setattr(
+        study.attempt.OptunaSearch,
+        "add_evaluated_point",
+        lambda self, point, value, *rest: told.append(value) or original(self, point, value, *rest),
+    )
     assert list(load_trials(run)["status"]) == ["completed", "pending", "completed", "pending", "pending"]
     assert resume_study(run, show=False)
+    assert told == [0.25, 0.625]
     assert list(load_trials(run)["status"]) == ["completed"] * 5
     assert set(trials["trial_id"]) < set(load_trials(run)["trial_id"])
 
@@ -268,7 +282,7 @@ def test_a_diverging_and_a_failing_trial_keep_their_rows(tiny: tuple[str, ...], 
     assert run_study(load_settings("demo", overrides), run, show=False)
     trials = load_trials(run).set_index("lr")
     assert trials.loc[100.0, "status"] == "diverged"
-    assert trials.loc[100.0, "stop_reason"].startswith("loss was ")
+    assert trials.loc[100.0, "stop_reason"].startswith("training loss was ")
     assert trials.loc[0.05, "status"] == "completed"
 
 
@@ -312,6 +326,64 @@ def test_what_cannot_run_says_so(
 def test_a_directory_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no run directory"):
         resume_study(tmp_path)
+
+
+def test_a_run_directory_appears_whole_or_not_at_all(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def write(file: Path, text: str) -> None:
+        seen.append(sorted(path.name for path in file.parent.iterdir()))
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(study.run, "write_atomically", write)
+    with pytest.raises(StudyError, match=r"runs/whole: cannot be made \(Input/output error\)"):
+        run_study(load_settings("demo", tiny), tmp_path / "runs/whole", show=False)
+    assert seen == [["lock", "manifest.json"]]  # all that comes before
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_two_that_begin_one_run_at_once_do_not_mix(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = study.run._load
+
+    def load(*arguments: Any) -> Any:
+        if not (tmp_path / "run").exists():  # meanwhile another process begins it
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run/study.yaml").write_text("settings: {}\ndata: {}\n")
+        return original(*arguments)
+
+    monkeypatch.setattr(study.run, "_load", load)
+    with pytest.raises(StudyError, match="run: exists; go on with it by python -m study resume"):
+        run_study(load_settings("demo", tiny), tmp_path / "run", show=False)
+    assert [file.read_text() for file in (tmp_path / "run").iterdir()] == ["settings: {}\ndata: {}\n"]
+
+
+def test_a_run_goes_on_with_the_device_and_threads_it_began_with(finished_run: Path) -> None:
+    """Found by themselves, they could be others on the machine where it goes on."""
+    settings = read_study(finished_run)["settings"]
+    assert (settings["device"], settings["cpus_per_trial"], settings["gpus_per_trial"]) == ("cpu", 2, 0)
+
+
+def test_trials_of_a_killed_driver_are_not_running_while_their_study_begins_again(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, seen = tmp_path / "copy", []
+    shutil.copytree(finished_run, copy)
+    lines = (copy / "events.jsonl").read_text().splitlines()
+    first_epoch = next(i for i, line in enumerate(lines) if '"epoch"' in line)
+    (copy / "events.jsonl").write_text("\n".join(lines[: first_epoch + 1]) + "\n")
+
+    def load(*_: Any) -> Any:
+        seen.extend(load_trials(copy)["status"])
+        raise DataError("as far as this goes")
+
+    monkeypatch.setattr(study.run, "_load", load)
+    with pytest.raises(DataError):
+        resume_study(copy, show=False)
+    assert seen == ["pending"] * 4
 
 
 def test_settings_are_checked_before_anything_is_made(tmp_path: Path) -> None:

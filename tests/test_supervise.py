@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.remote import HEARTBEAT
+from analysis.remote import HEARTBEAT, RemoteError
 from analysis.trials import is_running
 from study.attempt import AttemptError
 from study.disk import DiskFullError
@@ -145,11 +144,11 @@ def test_a_look_by_status_sees_a_run_that_is_held_and_leaves_it_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("host", "age", "refused"), [("elsewhere", 5, True), ("elsewhere", 300, False), ("here", 5, False)]
+    ("copy", "age", "refused"), [("elsewhere", 5, True), ("elsewhere", 300, False), ("here", 5, False)]
 )
-def test_a_run_at_a_uri_is_held_by_its_signs_of_life(host, age, refused, tmp_path):
-    host = socket.gethostname() if host == "here" else host
-    (tmp_path / HEARTBEAT).write_text(json.dumps({"host": host, "time": time.time() - age}))
+def test_a_run_at_a_uri_is_held_by_its_signs_of_life(copy, age, refused, tmp_path):
+    (tmp_path / ".id").write_text("here")
+    (tmp_path / HEARTBEAT).write_text(json.dumps({"copy": copy, "time": time.time() - age}))
     with pytest.raises(StudyError) if refused else contextlib.nullcontext(), holding(tmp_path):
         pass
     assert is_running(tmp_path) is refused
@@ -164,6 +163,7 @@ class Study:
     def __init__(self, run: Path, *outcomes: str) -> None:
         run.mkdir(exist_ok=True)
         self.run, self.outcomes, self.told, self.attempts, self.epochs = run, list(outcomes), [], 0, 0
+        self.alone = []  # of each attempt, whether trials were to run one at a time
         (run / "study.yaml").write_text(yaml.safe_dump({"settings": {}, "data": {}}))
         settings = TrialSettings(max_epochs=100).model_dump()
         (run / "manifest.json").write_text(json.dumps({"trials": [{"trial_id": "a", "settings": settings}]}))
@@ -175,13 +175,14 @@ class Study:
         with (self.run / "events.jsonl").open("a") as out:
             out.write(json.dumps(row) + "\n")
 
-    def attempt(self) -> str:
+    def attempt(self, alone: bool) -> str:
         self.attempts += 1
+        self.alone.append(alone)
         outcome = self.outcomes.pop(0)
         if outcome.startswith("+"):
             self.end_epoch()
         outcome = outcome.removeprefix("+")
-        if outcome in ("finished", "interrupted", "lost"):
+        if outcome in ("finished", "interrupted", "lost", "alone"):
             return outcome
         raise AttemptError(outcome)
 
@@ -207,7 +208,7 @@ def test_one_attempt_is_enough_if_it_ends(outcome, finished, study):
 
 
 def test_a_study_needs_no_directory_before_its_first_attempt(tmp_path, no_wait):
-    assert supervise(tmp_path / "not yet", lambda: "finished", pytest.fail)
+    assert supervise(tmp_path / "not yet", lambda alone: "finished", pytest.fail)
 
 
 @pytest.mark.parametrize(("outcome", "finished"), [("finished", True), ("interrupted", False)])
@@ -245,9 +246,10 @@ def test_attempts_that_get_nowhere_come_to_an_end(kind, study):
 
 
 def test_the_last_reason_is_the_one_that_is_given(study):
-    message = gives_up(study("first", "second", "third", "fourth", "fifth"))
-    assert "(fourth)" in message
-    assert "first" not in message
+    names = [f"fault {number}" for number in range(MAX_RESTARTS + 2)]
+    message = gives_up(study(*names))
+    assert f"({names[MAX_RESTARTS]})" in message
+    assert names[0] not in message
 
 
 def test_attempts_that_get_on_are_repeated_as_long_as_they_do(study):
@@ -281,7 +283,7 @@ def test_what_only_the_user_can_mend_is_not_tried_again(kind, study):
     one = study("finished")
     attempts = []
 
-    def attempt() -> str:
+    def attempt(alone: bool) -> str:
         attempts.append(1)
         raise kind("mend me")
 
@@ -294,9 +296,9 @@ def test_what_only_the_user_can_mend_is_not_tried_again(kind, study):
 def test_neither_an_interruption_nor_a_fault_of_ours_is_tried_again(kind, study):
     one = study("a fault")
 
-    def attempt() -> str:
+    def attempt(alone: bool) -> str:
         if one.outcomes:
-            return one.attempt()
+            return one.attempt(alone)
         raise kind
 
     with pytest.raises(kind):
@@ -307,9 +309,30 @@ def test_neither_an_interruption_nor_a_fault_of_ours_is_tried_again(kind, study)
 def test_between_attempts_it_waits(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr("study.supervise.time.sleep", waits.append)
-    one = Study(tmp_path / "run", "a fault", "+a fault", "finished")
+    one = Study(tmp_path / "run", "a fault", "a fault", "a fault", "+a fault", "a fault", "finished")
     assert one.supervise()
-    assert waits == [2.0, 2.0]
+    assert waits == [2.0, 4.0, 8.0, 2.0, 2.0]  # longer while nothing gets better
+
+
+def test_after_an_attempt_that_got_nowhere_trials_run_one_at_a_time(study):
+    one = study("+a fault", "a fault", "lost", "+alone", "finished")
+    assert one.supervise()
+    assert one.alone == [False, False, True, True, False]
+    assert one.told[-1] == "beginning again: side by side"
+
+
+@pytest.mark.parametrize("kind", [ClusterError, RemoteError, OSError])
+def test_what_was_there_at_the_first_attempt_may_come_back(kind, study):
+    one = study("+a fault", "finished")
+
+    def attempt(alone: bool) -> str:
+        if len(one.told) in (1, 2):
+            one.told.append("away")
+            raise kind("cannot be reached")
+        return one.attempt(alone)
+
+    assert supervise(one.run, attempt, one.told.append)
+    assert one.told.count("beginning again: cannot be reached") == 1
 
 
 # ---- Signals

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from analysis import RunError, load_decisions, load_epochs, load_trials, read_study, varied
-from analysis.trials import count_losses, is_running, load_checkpoints
+from analysis.trials import Faults, is_running, load_checkpoints, load_faults, open_attempt
 from study.events import EventLog
 from trainables import CheckpointError, TrialSettings, load_model
 from trainables.checkpoint import FORMAT
@@ -190,7 +190,7 @@ def test_every_status_is_told(run):
     assert trials["epochs"].to_list() == [0, 1, 3, 3, 1, 2, 1, 1, 2]
     assert trials["stop_reason"].dropna().to_dict() == {
         "stopped": "ASHA at epoch 1: accuracy 0.2500 below the cutoff 0.5000 of rung 1",
-        "diverged": "loss was nan in epoch 2",
+        "diverged": "training loss was nan in epoch 2",
     }
     assert trials["error"].dropna().to_dict() == {
         "failed": "RuntimeError: out of memory",
@@ -249,9 +249,7 @@ def test_columns_have_their_order_and_types(run):
         "ema_decay": "float64",
         "resolution": "str",
         "augmentation": "str",
-        "flip": "str",
         "cutout": "Int64",
-        "mixing": "str",
         "normalize": "boolean",
         "label_smoothing": "float64",
         "dropout": "float64",
@@ -283,7 +281,7 @@ def test_a_trial_that_diverges_at_once_has_no_best_epoch(tmp_path):
     assert "NaN" in text  # bare, as Python writes it
     assert "Infinity" in text
     row = load_trials(run).iloc[0]
-    assert (row["status"], row["stop_reason"]) == ("diverged", "loss was inf in epoch 1")
+    assert (row["status"], row["stop_reason"]) == ("diverged", "training loss was inf in epoch 1")
     assert row[["best_epoch", "val_accuracy", "generalization_gap", "checkpoint"]].isna().all()
     assert row["epochs"] == 1
 
@@ -292,7 +290,7 @@ def test_a_trial_that_asha_stops_as_it_diverges_has_diverged(tmp_path):
     gone = epoch("a", 1, NAN, train_loss=NAN, val_loss=NAN, diverged=True, **decided(0.5, stop=True))
     run = make_run(tmp_path / "run", {"a": settings()}, [started("a"), gone, ended("a")])
     row = load_trials(run).iloc[0]
-    assert (row["status"], row["stop_reason"]) == ("diverged", "loss was nan in epoch 1")
+    assert (row["status"], row["stop_reason"]) == ("diverged", "training loss was nan in epoch 1")
     assert load_decisions(run)[["value", "cutoff", "stop"]].to_numpy().tolist() == [[0.0, 0.5, True]]
 
 
@@ -380,15 +378,39 @@ def test_a_lost_trial_waits_with_its_error_until_it_goes_on(tmp_path):
     assert pd.isna(row["error"])
 
 
+def test_an_attempt_is_open_until_it_says_that_it_ended(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings()}, [])
+    found = [open_attempt(run)]
+    for event in (begun(), over(), begun(2), started("a", 2), over(2)):
+        log(run, event)
+        found.append(open_attempt(run))
+    assert found == [0, 1, 0, 2, 2, 0]
+
+
+def test_failures_of_a_trial_are_counted_over_all_attempts(tmp_path):
+    retried = ("trial_retried", {"trial_id": "a", "error": "RuntimeError: a cosmic ray"})
+    run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, [begun(), started("a"), retried])
+    with held(run):  # until it has ended another epoch, nobody knows whether it runs again
+        assert load_trials(run)["status"].to_list() == ["pending", "pending"]
+        log(run, epoch("a", 1))
+        assert load_trials(run)["status"].to_list() == ["running", "pending"]
+    log(run, lost("a"), over(), begun(2), started("a", 2), epoch("a", 2, attempt=2), retried)
+    assert load_faults(run) == {"a": Faults(failures=2, losses=0), "b": Faults()}
+
+
 def test_losses_are_counted_from_the_last_epoch_on(tmp_path):
     run = make_run(tmp_path / "run", {name: settings() for name in "abc"}, [begun(), started("a"), started("b")])
-    assert count_losses(run) == {"a": 0, "b": 0, "c": 0}
+
+    def losses(run: Path | str) -> dict[str, int]:
+        return {name: faults.losses for name, faults in load_faults(run).items()}
+
+    assert losses(run) == {"a": 0, "b": 0, "c": 0}
     log(run, lost("a"), lost("b"), begun(2), started("a", 2), lost("a"))
-    assert count_losses(run) == {"a": 2, "b": 1, "c": 0}
+    assert losses(run) == {"a": 2, "b": 1, "c": 0}
     log(run, begun(3), started("a", 3), epoch("a", 1, attempt=3), lost("a"))
-    assert count_losses(run) == {"a": 1, "b": 1, "c": 0}
+    assert losses(run) == {"a": 1, "b": 1, "c": 0}
     log(run, ("trial_lost", {"trial_id": "b"}), lost("stranger"))  # not whole, and of no trial
-    assert count_losses(str(run)) == {"a": 1, "b": 1, "c": 0}
+    assert losses(str(run)) == {"a": 1, "b": 1, "c": 0}
 
 
 def test_an_epoch_that_was_run_twice_stands_once_as_it_was_run_last(tmp_path):

@@ -1,5 +1,6 @@
 """The function that Ray Tune runs: unpack, resume, report, nothing else."""
 
+import contextlib
 import dataclasses
 import math
 import platform
@@ -11,7 +12,7 @@ import ray
 import torch
 from ray import tune
 
-from trainables.checkpoint import load_checkpoint, save_checkpoint
+from trainables.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from trainables.device import resolve_device
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
@@ -32,7 +33,7 @@ def run_trial(
     images: tuple[ray.ObjectRef, ray.ObjectRef],
     device: str,
     num_threads: int,
-    checkpoints: dict[str, str],
+    checkpoints: dict[str, list[str]],
 ) -> None:
     """Train one trial, reporting metrics and a checkpoint after each epoch.
 
@@ -46,7 +47,8 @@ def run_trial(
         images: in Ray's object store, the :class:`ImageData` to train and to validate on; read in place.
         device: see :func:`trainables.device.resolve_device`.
         num_threads: CPU threads of the trial.
-        checkpoints: for trials begun by an earlier attempt, path or URI of what to go on from, by trial id.
+        checkpoints: for trials begun by an earlier attempt, paths or URIs of what to go on from, by trial id. The last
+            comes first; what a crash has left unreadable is passed over, and if nothing is left the trial begins anew.
 
     Raises:
         StorageError: if this node does not see the run directory.
@@ -55,15 +57,14 @@ def run_trial(
         raise StorageError(f"{run}: is not shared by all nodes: {platform.node()} does not see it")
     torch.set_num_threads(num_threads)
     settings = TrialSettings(**{**fixed, **config["trial"]})
-    recovered = tune.get_checkpoint()
-    begun = Path(tune.get_context().get_trial_dir()).name
-    if recovered is None and begun in checkpoints:
-        recovered = tune.Checkpoint(checkpoints[begun])
     train_data, val_data = ray.get(list(images))
+    begun = Path(tune.get_context().get_trial_dir()).name
+    saved = [tune.get_checkpoint(), *map(tune.Checkpoint, checkpoints.get(begun, []))]
     state = None
-    if recovered is not None:
-        with recovered.as_directory() as folder:
+    for checkpoint in filter(None, saved):
+        with contextlib.suppress(CheckpointError), checkpoint.as_directory() as folder:
             state = load_checkpoint(folder, device)
+            break
     name = str(resolve_device(device))
     for metrics, trained in train(settings, train_data, val_data, device=device, state=state):
         report = dataclasses.asdict(metrics)
