@@ -280,14 +280,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def epochs_recorded(run: Path) -> int:
-    return sum(e["event"] == "epoch" for e in events(run)) if (run / "events.jsonl").exists() else 0
+def recorded(run: Path, event: str) -> int:
+    return sum(e["event"] == event for e in events(run)) if (run / "events.jsonl").exists() else 0
 
 
 def test_sigterm_ends_cleanly(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
     run, start = drivers.directory / "runs/run", time.monotonic()
     driver = drivers.start(*RUN, *overrides)
-    wait_for(lambda: epochs_recorded(run) >= 1)
+    wait_for(lambda: recorded(run, "epoch") >= 1)
     assert "running" in set(load_trials(run)["status"])
     with pytest.raises(StudyError, match="is running now, in another process"):
         resume_study(run, show=False)
@@ -319,7 +319,7 @@ def test_the_driver_is_killed_and_its_state_is_damaged(
 ) -> None:
     run, start = drivers.directory / "runs/run", time.monotonic()
     driver = drivers.start(*RUN, *overrides)
-    wait_for(lambda: epochs_recorded(run) >= 6)
+    wait_for(lambda: recorded(run, "epoch") >= 6)
     driver.kill()
     driver.communicate()
     damage(run, how)
@@ -337,26 +337,29 @@ def test_the_driver_is_killed_and_its_state_is_damaged(
 def test_the_driver_is_killed_at_twenty_random_moments(
     undisturbed: Path, overrides: list[str], drivers: Drivers
 ) -> None:
-    """Some before the study has begun, some while it starts, some while it trains or ends."""
+    """Five while the study starts, the others while it trains or ends; one that came to its end is begun anew."""
     run, start, rng = drivers.directory / "runs/run", time.monotonic(), random.Random(0)
-    kills, while_training = 0, 0
+    kills, after_epochs = 0, 0
     while kills < 20:
+        trials, epochs = recorded(run, "trial_started"), recorded(run, "epoch")
         driver = drivers.start(*(RESUME if run.exists() else (*RUN, *overrides)))
+        if kills % 4:
+            wait_for(lambda d=driver, before=trials: recorded(run, "trial_started") > before or d.poll() is not None)
         try:
-            driver.communicate(timeout=rng.uniform(4, 14))
+            driver.communicate(timeout=rng.uniform(0, 10))
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.communicate()
             kills += 1
-            while_training += epochs_recorded(run) > 0
+            after_epochs += recorded(run, "epoch") > epochs
             assert not run.exists() or "running" not in set(load_trials(run)["status"])
-        else:  # it came to its end before that: begin again
+        else:
             assert count(run)["lost"] == 0
             shutil.rmtree(run)
     code, output = drivers.end(*(RESUME if run.exists() else (*RUN, *overrides)))
     assert code == 0, output
-    assert while_training >= 10
-    attempts = sum(e["event"] == "attempt_started" for e in events(run))
+    assert after_epochs >= 5
+    attempts = recorded(run, "attempt_started")
     assert_as_undisturbed("driver SIGKILL, 20 times", run, undisturbed, time.monotonic() - start, attempts)
 
 
@@ -375,7 +378,7 @@ def test_the_disk_is_full(undisturbed: Path, overrides: list[str], drivers: Driv
         pytest.skip("needs the right to mount a small file system")
     try:
         driver = drivers.start(*RUN, *overrides)
-        wait_for(lambda: epochs_recorded(run) >= 3)
+        wait_for(lambda: recorded(run, "epoch") >= 3)
         fill(run.parent / "ballast")
         output, _ = driver.communicate(timeout=120)
         assert driver.returncode == 2
@@ -508,7 +511,7 @@ def test_a_node_is_killed(ray_session: None, overrides: list[str], drivers: Driv
     )
     undisturbed = tmp_path / "undisturbed"
     assert run_study(load_settings("demo", [*overrides, "early_stopping=none"]), undisturbed, show=False)
-    attempts = sum(e["event"] == "attempt_started" for e in events(run))
+    attempts = recorded(run, "attempt_started")
     assert_as_undisturbed("node killed", run, undisturbed, seconds, attempts)
     TABLE[-1]["elsewhere_after_seconds"] = round(progress - killed, 1)
     assert progress - killed <= 10
