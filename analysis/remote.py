@@ -88,7 +88,7 @@ def local_run(run: RunPath) -> Path:
         return copy
     if not is_held(copy):  # else the study runs here, and what is there comes from here
         with _explained(uri):
-            _bring(*open_storage(uri), copy)
+            _bring(uri, copy)
     list_checkpoints(copy, uri)
     copy.mkdir(parents=True, exist_ok=True)
     marker.write_text(uri)
@@ -170,15 +170,15 @@ def _explained(uri: str) -> Iterator[None]:
         raise RemoteError(f"{uri}: storage cannot be used ({reason})") from error
 
 
-def _bring(storage: fs.FileSystem, base: str, copy: Path) -> None:
+def _bring(uri: str, copy: Path) -> None:
+    storage, base = open_storage(uri)
     there = {info.base_name: info for info in storage.get_file_info(fs.FileSelector(base, allow_not_found=True))}
     if "study.yaml" not in there:
-        shutil.rmtree(copy, ignore_errors=True)
-        return
+        raise RemoteError(f"{uri}: no such run; python -m study list shows the runs")
     with storage.open_input_stream(f"{base}/study.yaml") as stream:
         study = stream.readall()
     if (copy / "study.yaml").exists() and (copy / "study.yaml").read_bytes() != study:
-        shutil.rmtree(copy)  # another study has taken its place
+        copy.rename(copy.with_name(f"{copy.name}.{time.time_ns()}"))  # another study has taken its place
     copy.mkdir(parents=True, exist_ok=True)
     for name in (*SMALL_FILES, HEARTBEAT):
         mine = (copy / name).read_bytes() if name == "events.jsonl" and (copy / name).exists() else b""

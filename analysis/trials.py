@@ -248,14 +248,15 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
     rows = [trial.rows[epoch] for epoch in sorted(trial.rows)]
     scored = [row for row in rows if row["val_accuracy"] == row["val_accuracy"]]
     max_epochs = trial.settings.get("max_epochs")
-    if trial.ended == "failed":
-        status = "failed"
-    elif rows and rows[-1].get("diverged"):
+    # What its epochs say comes first: an error after the last of them takes nothing from the trial.
+    if rows and rows[-1].get("diverged"):
         status = "diverged"
     elif trial.stop_reason:
         status = "stopped"
-    elif trial.ended or (rows and rows[-1]["epoch"] == max_epochs):
+    elif rows and rows[-1]["epoch"] == max_epochs:
         status = "completed"
+    elif trial.ended:
+        status = trial.ended
     else:
         status = "running" if live_attempt and trial.started == live_attempt else "pending"
     row: dict[str, Any] = {
@@ -263,7 +264,7 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
         "trial_id": trial.trial_id,
         "status": status,
         "stop_reason": trial.stop_reason or None,
-        "error": trial.error or None,
+        "error": None if status in ENDED and status != "failed" else trial.error or None,
         "epochs": len(rows),
     }
     if status == "diverged":
@@ -328,7 +329,7 @@ def _read_event(event: dict[str, Any], read: _Run) -> None:
     elif kind == "trial_failed":
         trial.ended, trial.error = "failed", event["error"]
     elif kind in ("trial_retried", "trial_lost"):
-        trial.started, trial.error = 0, event["error"]
+        trial.started, trial.ended, trial.error = 0, "", event["error"]
         trial.faults.losses += kind == "trial_lost"
         trial.faults.failures += kind == "trial_retried"
 

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from pyarrow import fs
 
-from analysis.remote import RunPath, is_uri, local_run, open_storage, run_path
+from analysis.remote import RunPath, is_uri, open_storage, run_path
 from analysis.tables import as_text
 from analysis.trials import ENDED, STATUSES, is_running, load_trials, read_study, varied
 from study.check_cluster import check_cluster
@@ -117,7 +117,8 @@ def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
         finished = go()
     except KeyboardInterrupt:
         finished = False
-    if not (local_run(run) / "study.yaml").exists():
+    storage, base = open_storage(run)
+    if storage.get_file_info(f"{base}/study.yaml").type == fs.FileType.NotFound:
         print("interrupted before the study began; nothing was written", file=sys.stderr)
         return INTERRUPTED
     _print_summary(run)

@@ -22,7 +22,7 @@ class RecordingASHA(AsyncHyperBandScheduler):
         max_epochs: epochs after which a trial is done.
         grace_period: epochs of the first rung.
         reduction_factor: one trial in so many goes on, for so many times as long.
-        history: what each trial was judged by in earlier attempts: objective by epoch, by trial id.
+        history: what each trial was judged by in earlier attempts: objective by rung (in epochs), by trial id.
 
     Attributes:
         decision: the one on the last result, as the event log has it: ``rung`` (epoch), ``cutoff`` (None for the first
@@ -35,7 +35,7 @@ class RecordingASHA(AsyncHyperBandScheduler):
         max_epochs: int,
         grace_period: int,
         reduction_factor: float,
-        history: Mapping[str, Mapping[int, float]],
+        history: Mapping[str, Mapping[float, float]],
     ) -> None:
         super().__init__(
             time_attr="epoch", max_t=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor
@@ -44,9 +44,8 @@ class RecordingASHA(AsyncHyperBandScheduler):
         self._stopped: set[str] = set()
         for name, values in history.items():
             for milestone, recorded in self._brackets[0]._rungs:
-                reached = [epoch for epoch in values if epoch >= milestone]
-                if reached:
-                    recorded[name] = values[min(reached)]
+                if milestone in values:
+                    recorded[name] = values[milestone]
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Let a trial that goes on from an earlier attempt own what it recorded there."""

@@ -87,6 +87,8 @@ def run_attempt(
     ended = known[known["status"].isin(ENDED)]
     unfinished = known[~known["status"].isin(ENDED)]
     left = len(trials) - len(ended)
+    if not left:  # what broke the last attempt off came after the last epoch
+        return "finished"
     events = EventLog(run)
     attempt = _next_attempt(storage)
     fixed = fixed_settings(settings)
@@ -111,7 +113,7 @@ def run_attempt(
         guard,
         settings.max_failures,
         alone,
-        one_at_a_time=resources.concurrent == 1,
+        one_at_a_time=resources.limit == 1,
     )
     recorder.resume(unfinished, load_faults(run), there)
 
@@ -349,7 +351,8 @@ class _Recorder(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial_name(trial)
         done = trial.last_result.get("epoch") == self._fixed["max_epochs"]
-        self._events.append("trial_ended", trial_id=name)
+        with contextlib.suppress(OSError):  # its epochs say so too
+            self._events.append("trial_ended", trial_id=name)
         self._end(trial, "diverged" if name in self._diverged else "completed" if done else "stopped")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -373,7 +376,6 @@ class _Recorder(tune.Callback):
         self._running.pop(name, None)
         if _is_disk_full(error):
             self._guard.is_full, self.disk_error = True, text
-            self._events.append("trial_lost", trial_id=name, error=text)
             return
         faults = self._faults_of(name)
         faults.failures += own
@@ -428,9 +430,9 @@ class _FolderNames:
 def _asha(settings: StudySettings, run: Path) -> RecordingASHA | None:
     if settings.early_stopping == "none":
         return None
-    history: dict[str, dict[int, float]] = {}
+    history: dict[str, dict[float, float]] = {}
     for row in load_decisions(run).to_dict("records"):
-        history.setdefault(row["trial_id"], {})[row["epoch"]] = row["value"]
+        history.setdefault(row["trial_id"], {})[row["rung"]] = row["value"]
     return RecordingASHA(
         max_epochs=settings.max_epochs,
         grace_period=settings.grace_period,

@@ -212,8 +212,11 @@ def _places(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _to_do(config: dict[str, Any]) -> Iterator[str]:
-    if not Path(TOKEN).expanduser().exists():
+    token = Path(TOKEN).expanduser()
+    if not token.exists():
         yield f"make the cluster's token: ray get-auth-token --generate && chmod 600 {TOKEN}"
+    elif token.stat().st_mode & 0o077:
+        yield f"let nobody else read the cluster's token: chmod 600 {TOKEN}"
     placeholders = sorted(set(re.findall(r"fs-0{8}|FIXME|CHANGE_ME", yaml.safe_dump(config))))
     if placeholders:
         yield f"put your own in place of {', '.join(placeholders)}"

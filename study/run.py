@@ -14,8 +14,8 @@ import ray
 import yaml
 from pyarrow import fs
 
-from analysis.remote import RunPath, is_uri, local_run, open_storage
-from analysis.trials import ENDED, load_trials, open_attempt, read_study
+from analysis.remote import RunPath, copy_of, is_held, is_uri, local_run, open_storage
+from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study
 from study.attempt import run_attempt
 from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
 from study.events import EventLog
@@ -61,7 +61,7 @@ def run_study(
         DiskFullError: if the disk has not the room, or no longer.
         DataError, DeviceError: if the data or the device are not there.
     """
-    folder = local_run(run) if is_uri(run) else Path(run).absolute()
+    folder = copy_of(str(run)) if is_uri(run) else Path(run).absolute()
     _check_is_new(run)
     with interruptible() as interruption:
         trials = [] if settings.search == "optuna" else list_trials(settings)
@@ -78,23 +78,24 @@ def run_study(
 
         def begin(resolved: StudySettings, held: contextlib.ExitStack) -> None:
             """Make the run directory and hold it. It appears whole."""
-            draft = folder if is_uri(run) else folder.with_name(f".{folder.name}.{os.getpid()}")
+            draft = folder.with_name(f".{folder.name}.{os.getpid()}")
             try:
                 _check_is_new(run)
-                draft.mkdir(parents=True, exist_ok=is_uri(run))
+                draft.mkdir(parents=True)
                 held.enter_context(holding(draft))
                 write_manifest(draft, make_manifest(resolved, trials))
                 content = yaml.safe_dump(
                     study | {"settings": resolved.model_dump()}, sort_keys=False, allow_unicode=True, width=120
                 )
                 write_atomically(draft / "study.yaml", content)
-                if draft != folder:
-                    draft.rename(folder)
+                if is_uri(run) and not is_held(folder):
+                    shutil.rmtree(folder, ignore_errors=True)  # the copy of a run that is no more
+                draft.rename(folder)
+                local_run(run)
             except OSError as error:
                 raise StudyError(f"{run}: cannot be made ({error.strerror or error})") from error
             finally:
-                if draft != folder:
-                    shutil.rmtree(draft, ignore_errors=True)
+                shutil.rmtree(draft, ignore_errors=True)
 
         return _run_to_the_end(settings, folder, run, trials, loaded, address, show, interruption, begin)
 
@@ -120,13 +121,18 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
     now = make_manifest(settings, [] if settings.search == "optuna" else list_trials(settings))
     changes = check_resumable(begun, now, folder, force)
     with interruptible() as interruption, holding(folder):
+        trials, faults = load_trials(folder), load_faults(folder)
+        for row in trials[trials["status"] == "failed"].to_dict("records"):
+            if faults[row["trial_id"]].losses:  # what took its workers away may be over
+                EventLog(folder).append("trial_lost", trial_id=row["trial_id"], error=row["error"])
         if load_trials(folder)["status"].isin(ENDED).all():
             if is_uri(run):  # what could not be sent when it ended
                 with Uploads(folder, str(run)):
                     pass
             return True
         if left_open := open_attempt(folder):  # nobody runs it any more
-            EventLog(folder).append("attempt_ended", attempt=left_open, reason="killed")
+            with contextlib.suppress(OSError):  # a disk that is full still: the attempt will say so
+                EventLog(folder).append("attempt_ended", attempt=left_open, reason="killed")
         loaded = [_load(settings, address)]
         found, then = _describe_data(settings, loaded[0])["fingerprint"], study["data"]["fingerprint"]
         if found != then:
@@ -185,13 +191,13 @@ def _run_to_the_end(
             print(text, flush=True)
 
     def attempt(alone: bool) -> str:
-        nonlocal begin
+        nonlocal settings, begin
         data = loaded.pop() if loaded else _load(settings, address)
         with ray_session(address):
             # Of all trials, not of those that are left: sums, and so results, depend on the threads of a trial.
             resources = share_out(settings, address, num_trials)
             # So that it goes on with the same ones, wherever that is.
-            resolved = settings.model_copy(
+            settings = settings.model_copy(
                 update={
                     "device": resources.device,
                     "cpus_per_trial": resources.cpus,
@@ -203,7 +209,7 @@ def _run_to_the_end(
                 # Only now is it sure that the study can begin.
                 needed = needed_bytes(size, num_trials, resources.concurrent, settings.keep_checkpoints)
                 tell(f"checkpoints will need up to {as_text(needed)}; {_check_room(needed, storage)}")
-                begin(resolved, held)
+                begin(settings, held)
                 begin = None
             if not is_uri(run):
                 check_storage_is_shared(folder)
@@ -217,7 +223,7 @@ def _run_to_the_end(
                 raise ClusterError(f"Ray has no room for the images ({error})") from error
             del data, train_data, val_data  # the object store has them now: one copy a node
             reserve = reserve_bytes(0 if is_uri(run) else size, resources.concurrent)
-            return run_attempt(resolved, folder, storage, images, resources, reserve, interruption, alone, show)
+            return run_attempt(settings, folder, storage, images, resources, reserve, interruption, alone, show)
 
     uploads: list[Uploads] = []
     with contextlib.ExitStack() as held:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.remote import RemoteError, is_run_elsewhere, source
-from analysis.trials import ENDED, load_trials
+from analysis.trials import ENDED, load_faults, load_trials
 from study.ray_session import ClusterError
 from trainables.errors import UserError
 
@@ -120,9 +120,13 @@ def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], N
             reason = "side by side" if outcome == "alone" else "trials were lost with their worker or node"
         except AttemptError as error:
             outcome, reason = "failed", str(error)
-        except (ClusterError, RemoteError, OSError) as error:
+        except (ClusterError, RemoteError) as error:
             if first:  # a mistake, not a fault
                 raise
+            outcome, reason = "failed", str(error)
+        except OSError as error:
+            if first:
+                raise StudyError(f"{source(run)}: {error}") from error
             outcome, reason = "failed", str(error)
         if outcome in ("finished", "interrupted"):
             return outcome == "finished"
@@ -138,8 +142,9 @@ def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], N
 
 
 def _progress(run: Path) -> int:
-    """Return the number of epochs and of trials that have ended."""
+    """Return the number of epochs and of trials that have ended; those that were given up as lost are no progress."""
     if not (run / "study.yaml").exists():
         return 0
-    trials = load_trials(run)
-    return int(trials["epochs"].sum() + trials["status"].isin(ENDED).sum())
+    trials, faults = load_trials(run), load_faults(run)
+    given_up = [name for name in trials["trial_id"][trials["status"] == "failed"] if faults[name].losses]
+    return int(trials["epochs"].sum() + trials["status"].isin(ENDED).sum()) - len(given_up)

@@ -56,6 +56,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def put_token(home: Path) -> None:
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("0" * 64)
+    (home / ".ray/auth_token").chmod(0o600)
 
 
 def write(file: Path, text: str, change: Change | None = None) -> Path:
@@ -109,6 +110,9 @@ def test_missing_token_is_left_to_do_until_it_exists(file, home):
     assert wrong == []
     assert f"make the cluster's token: ray get-auth-token --generate && chmod 600 {TOKEN}" in to_do
     put_token(home)
+    (home / ".ray/auth_token").chmod(0o644)  # as Ray makes it
+    assert f"let nobody else read the cluster's token: chmod 600 {TOKEN}" in check_cluster(file)[1]
+    (home / ".ray/auth_token").chmod(0o600)
     assert check_cluster(file) == ([], ["put your own in place of fs-00000000"])
 
 

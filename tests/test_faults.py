@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import pandas as pd
 import pytest
 
 import study.attempt
+import study.run
 from analysis import load_decisions, load_epochs, load_trials, replay_decisions
 from analysis.trials import ENDED
 from study import StudyError, load_settings, resume_study, run_study
@@ -111,7 +113,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, epoch: int, what: Callable[[], None
     monkeypatch.setattr(study.attempt, "run_trial", run_trial)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_worker_is_killed(
     undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
@@ -160,7 +162,7 @@ def test_a_checkpoint_is_damaged_with_its_worker(
     assert TABLE[-1]["redone"] == 1
 
 
-def test_a_checkpoint_that_is_not_let_go_does_no_harm(
+def test_storage_that_fails_as_trials_end_does_no_harm(
     undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is raised as a trial ends would have Ray Tune begin it again."""
@@ -168,6 +170,11 @@ def test_a_checkpoint_that_is_not_let_go_does_no_harm(
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    def append(log: Any, event: str, **fields: Any) -> None:
+        fail() if event == "trial_ended" else original(log, event, **fields)
+
+    original = study.attempt.EventLog.append
+    monkeypatch.setattr(study.attempt.EventLog, "append", append)
     monkeypatch.setattr(study.attempt.Checkpoints, "trial_ended", fail)
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
@@ -189,6 +196,7 @@ def test_a_worker_raises(
     assert_as_undisturbed("worker exception", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
 
 
+@pytest.mark.slow
 def test_only_a_trials_own_errors_are_its_failures(
     undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +321,7 @@ def damage(run: Path, how: str) -> None:
             file.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "missing"])
+@pytest.mark.parametrize("how", ["truncated", pytest.param("missing", marks=pytest.mark.slow)])
 def test_the_driver_is_killed_and_its_state_is_damaged(
     undisturbed: Path, overrides: list[str], drivers: Drivers, how: str
 ) -> None:
@@ -370,13 +378,36 @@ def fill(file: Path) -> None:
             out.write(bytes(2**16))
 
 
-def test_the_disk_is_full(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
-    run, start = drivers.directory / "runs/run", time.monotonic()
-    run.parent.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(run.parent)], capture_output=True)
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def test_the_disk_of_temporary_files_is_full(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    """There a checkpoint is written before it goes into the run."""
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    with small_disk(drivers.directory / "tmp", "200k"):
+        drivers.settings = {"TMPDIR": str(drivers.directory / "tmp")}
+        code, output = drivers.end(*RUN, *overrides)
+    assert code == 2
+    assert re.search(r"the disk is full \(.*No space left on device.*make room and go on by", output), output
+    assert set(load_trials(run)["status"]) == {"pending"}
+    drivers.settings = {}
+    code, output = drivers.end(*RESUME)
+    assert code == 0, output
+    assert_as_undisturbed("disk of /tmp full", run, undisturbed, time.monotonic() - start, 2)
+
+
+def test_the_disk_is_full(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    with small_disk(run.parent, "80m"):
         driver = drivers.start(*RUN, *overrides)
         wait_for(lambda: recorded(run, "epoch") >= 3)
         fill(run.parent / "ballast")
@@ -392,8 +423,6 @@ def test_the_disk_is_full(undisturbed: Path, overrides: list[str], drivers: Driv
         lines = (run / "events.jsonl").read_text().splitlines()
         (run / "events.jsonl").write_text("".join(line + "\n" for line in lines if line.endswith("}")))
         assert_as_undisturbed("disk full", run, undisturbed, time.monotonic() - start, 2)
-    finally:
-        subprocess.run(["umount", "--lazy", str(run.parent)], check=False)
 
 
 MEMORY = """
@@ -550,18 +579,21 @@ def test_two_studies_at_once_do_not_touch_each_other(undisturbed: Path, override
 def test_going_on_in_this_process_gives_the_undisturbed_result(
     undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of the driver itself: its callbacks raise, attempt after attempt."""
+    """A fault of the driver itself: its callbacks raise, attempt after attempt, the last time after the last epoch."""
     monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
-    original, calls = study.attempt._Recorder.on_trial_result, []
+    original, calls, last = study.attempt._Recorder.on_trial_result, [], len(load_epochs(undisturbed))
+    share_out, devices = study.run.share_out, []
+    monkeypatch.setattr(study.run, "share_out", lambda s, *rest: devices.append(s.device) or share_out(s, *rest))
 
     def on_trial_result(self: Any, *arguments: Any, **more: Any) -> None:
         original(self, *arguments, **more)
         calls.append(1)
-        if len(calls) in (3, 7):
+        if len(calls) in (3, 7, last):
             raise RuntimeError("the driver stumbles")
 
     monkeypatch.setattr(study.attempt._Recorder, "on_trial_result", on_trial_result)
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     assert_as_undisturbed("fit() raises", tmp_path / "run", undisturbed, time.monotonic() - start, 3)
+    assert devices == ["auto", "cpu", "cpu", "cpu"]  # what was found at first is kept
     assert resume_study(tmp_path / "run", show=False)

@@ -265,6 +265,21 @@ def test_failures_are_counted_anew_after_each_epoch(study):
     assert one.attempts == 3 * len(idle) + 3
 
 
+def test_trials_that_are_given_up_as_lost_are_no_progress(study):
+    """Else a study would give up trial after trial while storage is away."""
+    one = study(*["a fault"] * 10)
+
+    def attempt(alone: bool) -> str:
+        with (one.run / "events.jsonl").open("a") as out:
+            for event in ("trial_lost", "trial_failed"):
+                out.write(json.dumps({"event": event, "trial_id": "a", "error": "the storage is away"}) + "\n")
+        return one.attempt(alone)
+
+    with pytest.raises(StudyError):
+        supervise(one.run, attempt, one.told.append)
+    assert one.attempts == MAX_RESTARTS + 1
+
+
 def test_epochs_of_an_earlier_run_are_no_progress(study):
     one = study(*["a fault"] * 10)
     for _ in range(5):

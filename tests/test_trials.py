@@ -387,6 +387,13 @@ def test_an_attempt_is_open_until_it_says_that_it_ended(tmp_path):
     assert found == [0, 1, 0, 2, 2, 0]
 
 
+def test_an_error_after_its_last_epoch_takes_nothing_from_a_trial(tmp_path):
+    failed = ("trial_failed", {"trial_id": "a", "error": "OSError: Input/output error"})
+    run = make_run(tmp_path / "run", {"a": settings(max_epochs=1)}, [begun(), started("a"), epoch("a", 1), failed])
+    assert load_trials(run).loc[0, "status"] == "completed"
+    assert load_trials(run)["error"].isna().all()
+
+
 def test_failures_of_a_trial_are_counted_over_all_attempts(tmp_path):
     retried = ("trial_retried", {"trial_id": "a", "error": "RuntimeError: a cosmic ray"})
     run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, [begun(), started("a"), retried])

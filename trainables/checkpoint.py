@@ -6,6 +6,7 @@ FOLDER/training.pt       what only going on with training needs: optimizer, loss
 """
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -40,7 +41,9 @@ def save_checkpoint(folder: str | Path, state: TrainingState) -> None:
     if state.average:
         training["model"] = state.model.state_dict()
     for name, content in (("training.pt", training), ("weights.pt", state.network.state_dict())):
-        torch.save(content, folder / f".{name}")
+        buffer = io.BytesIO()  # of a full disk, torch would not say that it is one
+        torch.save(content, buffer)
+        (folder / f".{name}").write_bytes(buffer.getbuffer())
         os.replace(folder / f".{name}", folder / name)
     about = {
         "format": FORMAT,
