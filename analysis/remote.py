@@ -31,6 +31,10 @@ class RemoteError(UserError):
     """Storage that cannot be reached or used."""
 
 
+class TakenError(RemoteError):
+    """A run at a URI that is run in another copy."""
+
+
 def is_uri(run: RunPath) -> bool:
     """Return whether a run is given by a URI rather than a path."""
     return isinstance(run, str) and "://" in run
@@ -110,9 +114,16 @@ def is_held(run: Path) -> bool:
 def is_run_elsewhere(run: Path) -> bool:
     """Return whether the copy of a run at a URI came with a recent sign of life from another copy of it."""
     try:
-        sign = json.loads((run / HEARTBEAT).read_text())
-        return bool(sign["copy"] != _id_of(run) and time.time() - sign["time"] < HEARTBEAT_SECONDS)
-    except (OSError, ValueError, TypeError, KeyError):
+        return _is_of_another((run / HEARTBEAT).read_bytes(), run)
+    except OSError:
+        return False
+
+
+def _is_of_another(sign: bytes, copy: Path) -> bool:
+    try:
+        beat = json.loads(sign)
+        return bool(beat["copy"] != _id_of(copy) and time.time() - beat["time"] < HEARTBEAT_SECONDS)
+    except (ValueError, TypeError, KeyError):
         return False
 
 
@@ -143,14 +154,35 @@ def fetch_checkpoint(folder: Path) -> Path:
     return folder
 
 
+def show_life(copy: Path, uri: str) -> None:
+    """Leave at a URI the sign that a study runs in this copy of it.
+
+    Raises:
+        TakenError: if there is a recent sign of another copy.
+        RemoteError: if the URI cannot be read or written.
+    """
+    with _explained(uri):
+        storage, base = open_storage(uri)
+        file = f"{base}/{HEARTBEAT}"
+        if storage.get_file_info(file).is_file:
+            with storage.open_input_stream(file) as stream:
+                if _is_of_another(stream.readall(), copy):
+                    raise TakenError(f"{uri}: is run by another process, on another machine")
+        _write(storage, file, json.dumps({"time": time.time(), "copy": _id_of(copy)}).encode())
+
+
 def upload(run: Path, uri: str, sent: dict[str, int]) -> None:
-    """Bring the small files of a run to its URI that have grown since, and a sign of life.
+    """Bring the small files of a run to its URI that have grown since, after a sign of life.
 
     Args:
         run: the local copy, in which the study runs.
         uri: where to.
         sent: size of each file when it was sent; kept up to date here.
+
+    Raises:
+        TakenError, RemoteError: see :func:`show_life`.
     """
+    show_life(run, uri)
     with _explained(uri):
         storage, base = open_storage(uri)
         for name in SMALL_FILES:
@@ -158,7 +190,6 @@ def upload(run: Path, uri: str, sent: dict[str, int]) -> None:
             if size != sent.get(name, 0):
                 _write(storage, f"{base}/{name}", (run / name).read_bytes())
                 sent[name] = size
-        _write(storage, f"{base}/{HEARTBEAT}", json.dumps({"time": time.time(), "copy": _id_of(run)}).encode())
 
 
 @contextlib.contextmanager

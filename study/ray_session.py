@@ -63,7 +63,11 @@ def ray_session(address: str) -> Iterator[None]:
 
 def _check_reachable(address: str) -> None:
     """See that there is something at HOST:PORT: Ray would try for a minute, and then end this process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"Ray at {address!r}: studies do not run over Ray's client; use ray job submit, as in README.md"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return
     try:

@@ -14,7 +14,7 @@ import ray
 import yaml
 from pyarrow import fs
 
-from analysis.remote import RunPath, copy_of, is_held, is_uri, local_run, open_storage
+from analysis.remote import RunPath, copy_of, is_held, is_uri, local_run, open_storage, show_life
 from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study
 from study.attempt import run_attempt
 from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
@@ -92,6 +92,8 @@ def run_study(
                     shutil.rmtree(folder, ignore_errors=True)  # the copy of a run that is no more
                 draft.rename(folder)
                 local_run(run)
+                if is_uri(run):
+                    show_life(folder, str(run))
             except OSError as error:
                 raise StudyError(f"{run}: cannot be made ({error.strerror or error})") from error
             finally:
@@ -127,7 +129,7 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
                 EventLog(folder).append("trial_lost", trial_id=row["trial_id"], error=row["error"])
         if load_trials(folder)["status"].isin(ENDED).all():
             if is_uri(run):  # what could not be sent when it ended
-                with Uploads(folder, str(run)):
+                with Uploads(folder, str(run), interruption):
                     pass
             return True
         if left_open := open_attempt(folder):  # nobody runs it any more
@@ -214,7 +216,7 @@ def _run_to_the_end(
             if not is_uri(run):
                 check_storage_is_shared(folder)
             elif not uploads:
-                uploads.append(Uploads(folder, str(run)))
+                uploads.append(Uploads(folder, str(run), interruption))
                 held.enter_context(uploads[0])
             train_data, val_data = split_validation(data, settings.val_fraction, settings.seed)
             try:

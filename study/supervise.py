@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.remote import RemoteError, is_run_elsewhere, source
+from analysis.remote import RemoteError, TakenError, is_run_elsewhere, is_uri, show_life, source
 from analysis.trials import ENDED, load_faults, load_trials
 from study.ray_session import ClusterError
 from trainables.errors import UserError
 
 # Attempts in a row that may fail without one more epoch, or the end of one more trial.
 MAX_RESTARTS = 5
+_CLAIM_SECONDS = 1.0
 _WAIT_SECONDS = 2.0  # before the first of them; twice as long before each further one
 
 
@@ -57,6 +58,13 @@ def holding(run: Path) -> Iterator[None]:
                     f"{run / 'lock'}: cannot be locked ({error.strerror}), so that two processes could run the study; "
                     "give an --out on a file system with locks"
                 ) from error
+        if is_uri(source(run)):
+            try:
+                for wait in (_CLAIM_SECONDS, 0.0):  # of two that claim it at once, the later one's sign is there then
+                    show_life(run, source(run))
+                    time.sleep(wait)
+            except TakenError as error:
+                raise elsewhere from error
         yield
 
 

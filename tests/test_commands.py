@@ -185,7 +185,7 @@ def test_help_is_there(ray_directory: str, tmp_path: Path, package: str) -> None
 
 def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: str) -> None:
     run = workplace / "runs/stopped"
-    command = [sys.executable, "-m", "study", "run", "--name", "stopped", *SMALL, "max_epochs=4", "train_size=600"]
+    command = [sys.executable, "-m", "study", "run", "--name", "stopped", *SMALL, "max_epochs=4", "train_size=1500"]
     process = subprocess.Popen(
         command,
         cwd=workplace,

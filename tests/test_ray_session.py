@@ -100,6 +100,12 @@ def test_cores_are_shared_among_trials(overrides: list[str], num_trials: int, cp
     assert (resources.cpus, resources.gpus, resources.concurrent) == (cpus, 0, concurrent)
 
 
+def test_rays_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ClusterError, match="use ray job submit"), ray_session("ray://127.0.0.1:10001"):
+        raise AssertionError("it was reached")
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_session_that_is_there_is_kept() -> None:
     before = ray.get_runtime_context().gcs_address

@@ -18,12 +18,23 @@ from moto.server import ThreadedMotoServer
 
 from analysis import load_decisions, load_epochs, load_trials, read_study
 from analysis.__main__ import main as analysis
-from analysis.remote import RemoteError, copy_of, fetch_checkpoint, local_run, open_storage, run_path, source, upload
+from analysis.remote import (
+    RemoteError,
+    TakenError,
+    copy_of,
+    fetch_checkpoint,
+    local_run,
+    open_storage,
+    run_path,
+    source,
+    upload,
+)
 from analysis.trials import is_running
 from explain.__main__ import main as explain
 from study import StudyError, load_settings, resume_study, run_study
 from study.__main__ import main as study_command
-from study.supervise import holding
+from study.supervise import Interruption, holding
+from study.upload import Uploads
 from trainables import load_checkpoint
 
 URI = "s3://bucket/runs/small"
@@ -175,6 +186,44 @@ def test_a_sign_of_life_from_another_copy_keeps_others_away(run: str, monkeypatc
     finally:
         storage.delete_file(f"{base}/heartbeat")
     assert not is_running(run)
+
+
+def test_a_study_that_went_on_elsewhere_ends_here_and_sends_nothing_more(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine slept, say, and another one took the study over."""
+    monkeypatch.setattr("study.upload._EVERY_SECONDS", 0.1)
+    copy, interruption = local_run(run), Interruption()
+    before, mine = sent(), (copy / "events.jsonl").read_text()
+    uploads = Uploads(copy, run, interruption)
+    uploads.__enter__()
+    try:
+        beat("elsewhere", 1)
+        deadline = time.monotonic() + 20
+        while not interruption.asked:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with (copy / "events.jsonl").open("a") as log:
+            log.write('{"time": 1.0, "event": "attempt_started", "attempt": 9}\n')
+        with pytest.raises(TakenError, match=f"{URI}: is run by another process"):
+            uploads.__exit__(None)
+        assert sent() == before
+    finally:
+        (copy / "events.jsonl").write_text(mine)
+        storage, base = open_storage(run)
+        storage.delete_file(f"{base}/heartbeat")
+
+
+def test_of_two_that_claim_a_run_at_once_one_gets_it(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "study.supervise.time.sleep", lambda seconds: beat("elsewhere", 0)
+    )  # the other one's, meanwhile
+    try:
+        with pytest.raises(StudyError, match=f"{URI}: is running now"), holding(local_run(run)):
+            raise AssertionError("it was got")
+    finally:
+        storage, base = open_storage(run)
+        storage.delete_file(f"{base}/heartbeat")
 
 
 def test_a_copy_that_is_ahead_is_kept_and_one_of_another_study_is_not(
