@@ -185,7 +185,7 @@ def test_help_is_there(ray_directory: str, tmp_path: Path, package: str) -> None
 
 def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: str) -> None:
     run = workplace / "runs/stopped"
-    command = [sys.executable, "-m", "study", "run", "--name", "stopped", *SMALL, "max_epochs=4", "train_size=1500"]
+    command = [sys.executable, "-m", "study", "run", "--name", "stopped", *SMALL, "max_epochs=4", "train_size=600"]
     process = subprocess.Popen(
         command,
         cwd=workplace,
@@ -193,6 +193,7 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit it ignored
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and '"event": "epoch"' not in _log(run):
