@@ -71,6 +71,17 @@ def open_storage(run: RunPath) -> tuple[fs.FileSystem, str]:
         raise RemoteError(f"{run}: not a path, nor a URI that can be used ({error})") from error
 
 
+def exists(path: RunPath) -> bool:
+    """Return whether there is a file or folder at a path or URI.
+
+    Raises:
+        RemoteError: if the URI cannot be read.
+    """
+    storage, base = open_storage(path)
+    with _explained(str(path)):
+        return bool(storage.get_file_info(base).type != fs.FileType.NotFound)
+
+
 def copy_of(uri: str) -> Path:
     """Return the directory in which a run at a URI has its local copy."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

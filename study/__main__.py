@@ -1,6 +1,7 @@
 """The command ``python -m study``: run, resume, status, list, presets, check-cluster."""
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import pandas as pd
 import yaml
 from pyarrow import fs
 
-from analysis.remote import RunPath, is_uri, open_storage, run_path
+from analysis.remote import RunPath, exists, is_uri, open_storage, run_path
 from analysis.tables import as_text
 from analysis.trials import ENDED, STATUSES, is_running, load_trials, read_study, varied
 from study.check_cluster import check_cluster
@@ -103,13 +104,8 @@ def _within(directory: RunPath, name: str) -> RunPath:
 
 
 def _free_name(out: RunPath, stem: str) -> str:
-    storage, base = open_storage(out)
-    number = 1
-    while True:
-        name = stem if number == 1 else f"{stem}-{number}"
-        if storage.get_file_info(f"{base}/{name}").type == fs.FileType.NotFound:
-            return name
-        number += 1
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    return next(name for name in names if not exists(_within(out, name)))
 
 
 def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
@@ -117,8 +113,7 @@ def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
         finished = go()
     except KeyboardInterrupt:
         finished = False
-    storage, base = open_storage(run)
-    if storage.get_file_info(f"{base}/study.yaml").type == fs.FileType.NotFound:
+    if not exists(_within(run, "study.yaml")):
         print("interrupted before the study began; nothing was written", file=sys.stderr)
         return INTERRUPTED
     _print_summary(run)

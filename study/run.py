@@ -12,9 +12,8 @@ from typing import Any
 
 import ray
 import yaml
-from pyarrow import fs
 
-from analysis.remote import RunPath, copy_of, is_held, is_uri, local_run, open_storage, show_life
+from analysis.remote import RunPath, copy_of, exists, is_held, is_uri, local_run, show_life
 from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study
 from study.attempt import run_attempt
 from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
@@ -147,8 +146,7 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
 
 def _check_is_new(run: RunPath) -> None:
     """See that there is nothing yet where a study is to begin."""
-    storage, base = open_storage(run)
-    if storage.get_file_info(f"{base}/study.yaml" if is_uri(run) else base).type != fs.FileType.NotFound:
+    if exists(f"{run}/study.yaml" if is_uri(run) else run):
         raise StudyError(f"{run}: exists; go on with it by python -m study resume {run}, or give another --name")
 
 

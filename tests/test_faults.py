@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 
 import study.attempt
+import study.recorder
 import study.run
 from analysis import load_decisions, load_epochs, load_trials, replay_decisions
 from analysis.trials import ENDED
@@ -173,9 +174,9 @@ def test_storage_that_fails_as_trials_end_does_no_harm(
     def append(log: Any, event: str, **fields: Any) -> None:
         fail() if event == "trial_ended" else original(log, event, **fields)
 
-    original = study.attempt.EventLog.append
-    monkeypatch.setattr(study.attempt.EventLog, "append", append)
-    monkeypatch.setattr(study.attempt.Checkpoints, "trial_ended", fail)
+    original = study.recorder.EventLog.append
+    monkeypatch.setattr(study.recorder.EventLog, "append", append)
+    monkeypatch.setattr(study.recorder.Checkpoints, "trial_ended", fail)
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     assert_as_undisturbed("storage fails as trials end", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
@@ -225,7 +226,7 @@ def test_a_trial_whose_worker_always_dies_fails_in_the_end(
         original(config, **arguments)
 
     monkeypatch.setattr(study.attempt, "run_trial", run_trial)
-    monkeypatch.setattr(study.attempt, "MAX_LOSSES", 1)
+    monkeypatch.setattr(study.recorder, "MAX_LOSSES", 1)
     monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
     few = [*overrides, "space.lr=[0.05,0.02]", "space.augmentation=[none]", "max_failures=0", "max_epochs=1"]
     assert run_study(load_settings("demo", few), tmp_path / "run", show=False)
@@ -481,11 +482,11 @@ def test_a_worker_is_killed_for_memory(undisturbed: Path, overrides: list[str], 
         assert [e["event"] for e in errors] == ["trial_lost"]
         assert_as_undisturbed("worker killed for memory", run, undisturbed, time.monotonic() - start, 2)
     else:
-        assert [e["event"] for e in errors] == ["trial_lost"] * (study.attempt.MAX_LOSSES - 1) + ["trial_failed"]
+        assert [e["event"] for e in errors] == ["trial_lost"] * (study.recorder.MAX_LOSSES - 1) + ["trial_failed"]
         trials = load_trials(run)
         assert list(trials["status"]).count("failed") == 1
         assert trials["status"].isin(ENDED).all()
-        table = {"fault": "a trial always killed for memory", **count(run), "attempts": study.attempt.MAX_LOSSES + 1}
+        table = {"fault": "a trial always killed for memory", **count(run), "attempts": study.recorder.MAX_LOSSES + 1}
         TABLE.append({**table, "seconds": round(time.monotonic() - start, 1)})
 
 
@@ -581,7 +582,7 @@ def test_going_on_in_this_process_gives_the_undisturbed_result(
 ) -> None:
     """A fault of the driver itself: its callbacks raise, attempt after attempt, the last time after the last epoch."""
     monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
-    original, calls, last = study.attempt._Recorder.on_trial_result, [], len(load_epochs(undisturbed))
+    original, calls, last = study.recorder.Recorder.on_trial_result, [], len(load_epochs(undisturbed))
     share_out, devices = study.run.share_out, []
     monkeypatch.setattr(study.run, "share_out", lambda s, *rest: devices.append(s.device) or share_out(s, *rest))
 
@@ -591,7 +592,7 @@ def test_going_on_in_this_process_gives_the_undisturbed_result(
         if len(calls) in (3, 7, last):
             raise RuntimeError("the driver stumbles")
 
-    monkeypatch.setattr(study.attempt._Recorder, "on_trial_result", on_trial_result)
+    monkeypatch.setattr(study.recorder.Recorder, "on_trial_result", on_trial_result)
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     assert_as_undisturbed("fit() raises", tmp_path / "run", undisturbed, time.monotonic() - start, 3)
