@@ -242,7 +242,7 @@ def list_checkpoints(copy: Path, uri: str) -> None:
     there = {Path(info.path).parent.relative_to(base) for info in files if info.base_name == "checkpoint.json"}
     for folder in copy.glob("tune/*/*/checkpoint_*"):
         if folder.relative_to(copy) not in there:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
     for name in there:
         (copy / name).mkdir(parents=True, exist_ok=True)
 

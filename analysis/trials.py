@@ -4,7 +4,7 @@ RUN/study.yaml                          settings as resolved, data fingerprint, 
 RUN/manifest.json                       every trial that was asked for, written before the first one starts
 RUN/events.jsonl                        attempts, starts and ends of trials, epochs, ASHA's decisions; append-only
 RUN/lock                                held by the process that runs the study
-RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best and the last epoch
+RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best epoch and, until it has ended, the last two
 """
 
 import json
@@ -328,6 +328,7 @@ def _read_event(event: dict[str, Any], read: _Run) -> None:
         trial.ended = "completed"
     elif kind == "trial_failed":
         trial.ended, trial.error = "failed", event["error"]
+        trial.faults.losses *= bool(event.get("lost"))
     elif kind in ("trial_retried", "trial_lost"):
         trial.started, trial.ended, trial.error = 0, "", event["error"]
         trial.faults.losses += kind == "trial_lost"
@@ -352,21 +353,27 @@ def _is_epoch(event: dict[str, Any]) -> bool:
     return numbers and isinstance(event["epoch"], int) and (folder is None or bool(_CHECKPOINT.fullmatch(folder)))
 
 
+def _read(file: Path) -> str:
+    """Return a file's text, empty if there is no such file. One that cannot be read is not one that is empty."""
+    try:
+        return file.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise RunError(f"{source(file.parent)}/{file.name}: cannot be read ({error.strerror or error})") from error
+
+
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        return json.loads(_read(file))
+    except ValueError:
         return None
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the objects in a file of JSON lines. A last line that is only half written is not there yet."""
-    try:
-        text = file.read_text(errors="replace")
-    except OSError:
-        return []
     rows = []
-    for line in text.splitlines():
+    for line in _read(file).splitlines():
         try:
             row = json.loads(line)
         except ValueError:

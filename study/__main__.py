@@ -1,11 +1,15 @@
 """The command ``python -m study``: run, resume, status, list, presets, check-cluster."""
 
 import argparse
+import contextlib
+import errno
 import itertools
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import pandas as pd
 import yaml
@@ -108,20 +112,48 @@ def _free_name(out: RunPath, stem: str) -> str:
     return next(name for name in names if not exists(_within(out, name)))
 
 
+class _Output:
+    """Standard output that may lose its reader, a terminal or a pipe, without a word: the study goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._heard_or_not():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._heard_or_not():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _heard_or_not(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # for good, also for what is written when Python exits
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
 def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
-    try:
-        finished = go()
-    except KeyboardInterrupt:
-        finished = False
-    if not exists(_within(run, "study.yaml")):
-        print("interrupted before the study began; nothing was written", file=sys.stderr)
+    with contextlib.redirect_stdout(_Output(sys.stdout) if sys.stdout else None):
+        try:
+            finished = go()
+        except KeyboardInterrupt:
+            finished = False
+        if not exists(_within(run, "study.yaml")):
+            print("interrupted before the study began; nothing was written", file=sys.stderr)
+            return INTERRUPTED
+        _print_summary(run)
+        if finished:
+            print(f"\nrun directory: {run}\nnext: python -m analysis report {run}", flush=True)
+            return 0
+        print(f"\ninterrupted; every finished epoch is in {run}\ngo on: python -m study resume {run}", flush=True)
         return INTERRUPTED
-    _print_summary(run)
-    if finished:
-        print(f"\nrun directory: {run}\nnext: python -m analysis report {run}")
-        return 0
-    print(f"\ninterrupted; every finished epoch is in {run}\ngo on: python -m study resume {run}")
-    return INTERRUPTED
 
 
 def _print_summary(run: RunPath) -> None:

@@ -31,7 +31,7 @@ from study.disk import Checkpoints, DiskFullError, as_text, free_bytes
 from study.events import EventLog
 from study.manifest import read_manifest
 from study.progress import Progress
-from study.ray_session import Resources
+from study.ray_session import ClusterError, Resources
 from study.recorder import Guard, Recorder, in_short, is_disk_full, settings_of
 from study.settings import StudySettings
 from study.space import fixed_settings, optuna_space
@@ -45,7 +45,7 @@ def run_attempt(
     storage: RunPath,
     images: tuple[ray.ObjectRef, ray.ObjectRef],
     resources: Resources,
-    reserve: int,
+    checkpoint: int,
     interruption: Interruption,
     alone: bool,
     show: bool,
@@ -58,7 +58,7 @@ def run_attempt(
         storage: path or URI under which checkpoints are to lie; the run directory itself, or what it is the copy of.
         images: to train and to validate on, in Ray's object store.
         resources: of each trial.
-        reserve: bytes of free disk below which no trial goes on.
+        checkpoint: bytes of the disk that each of a trial's checkpoints takes.
         interruption: says when to end before the end.
         alone: run one trial at a time, and only until one has ended.
         show: whether to print progress.
@@ -69,6 +69,7 @@ def run_attempt(
 
     Raises:
         DiskFullError: if the disk is full.
+        ClusterError: if the nodes do not see the run directory.
         AttemptError: if Ray Tune gave up.
     """
     budget = Checkpoints(run, storage, settings.keep_checkpoints)
@@ -92,7 +93,7 @@ def run_attempt(
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
     progress.resume(list(ended["status"]), known)
     asha = _asha(settings, run)
-    guard = Guard(run, reserve, interruption)
+    guard = Guard(run, checkpoint, interruption)
     recorder = Recorder(
         events,
         progress if show else None,
@@ -105,7 +106,7 @@ def run_attempt(
         alone,
         one_at_a_time=resources.limit == 1,
     )
-    recorder.resume(unfinished, load_faults(run), there)
+    recorder.resume(load_epochs(run), load_faults(run), there)
 
     # Ray Tune logs which trials failed and Optuna what it tries; the run directory says so too.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -150,6 +151,9 @@ def run_attempt(
         with progress if show else contextlib.nullcontext(), _ray_tune_settings():
             interruption.heeded = True
             tuner.fit()
+        if recorder.storage_error:
+            outcome = "error: storage is not shared"
+            raise ClusterError(recorder.storage_error)
         all_over = load_trials(run)["status"].isin(ENDED).all()
         if not all_over and guard.is_full:
             outcome = "disk full"
@@ -158,7 +162,7 @@ def run_attempt(
             outcome = "finished"
         elif not interruption.asked:
             outcome = "alone" if alone else "lost"
-    except DiskFullError:
+    except (DiskFullError, ClusterError):
         raise
     except Exception as error:  # TuneError, a full disk, a worker killed for memory: whatever ends fit()
         if interruption.asked:

@@ -180,7 +180,11 @@ def _starting(config: dict[str, Any]) -> Iterator[str]:
         options = " ".join([*docker.get("run_options", ()), *docker.get(f"{role}_run_options", ())])
         if "RAY_AUTH_MODE=token" not in f"{options} {start}":
             yield f"{name}: RAY_AUTH_MODE=token is missing, so that anyone who reaches a port could run code"
-        words = shlex.split(start)
+        try:
+            words = shlex.split(start)
+        except ValueError as error:
+            yield f"{name}: no shell could read it ({error})"
+            continue
         if role == "head" and "--head" not in words:
             yield f"{name}: ray start has no --head"
         if role == "head" and (host := _option(words, "--dashboard-host")) not in (None, "127.0.0.1", "localhost"):

@@ -1,6 +1,6 @@
 """Disk space: what a study will need, whether it is there, and which checkpoints are let go.
 
-Checkpoints of running trials are kept (the best epoch's and the last one's), and of the trials that ended those of the
+Checkpoints of running trials are kept (the best epoch's and the last two), and of the trials that ended those of the
 best few. Everything else in a run directory is small.
 """
 
@@ -17,7 +17,7 @@ import torch
 from pyarrow import fs
 
 from analysis.remote import RunPath, is_uri, list_checkpoints, open_storage
-from analysis.trials import ENDED, HYPERPARAMETERS, load_checkpoints, load_trials
+from analysis.trials import ENDED, HYPERPARAMETERS, Faults, load_checkpoints, load_faults, load_trials
 from trainables.errors import UserError
 from trainables.optim import STATE_COPIES
 from trainables.resnet import ResNet18
@@ -25,8 +25,9 @@ from trainables.settings import TrialSettings
 
 # Event log, TensorBoard files, figures and tables; a floor under which nothing is begun.
 _SMALL_FILES = 50 * 2**20
-# A running trial's best and last epoch, and the one being written, in a temporary folder and from there into the run.
-_WHILE_RUNNING = 4
+# A running trial's best and last two epochs, and the one being written, in a temporary folder and from there into the
+# run. The last but one is for when the machine goes down before the last is on disk.
+_WHILE_RUNNING = 5
 # What torch.save adds to each tensor.
 _PER_TENSOR = 300
 
@@ -102,12 +103,15 @@ class Checkpoints:
         if is_uri(storage):  # workers write there, not into the copy
             list_checkpoints(run, str(storage))
         needed = set()
-        checkpoints = load_checkpoints(run)
+        checkpoints, faults = load_checkpoints(run), load_faults(run)
         for row in load_trials(run).to_dict("records"):
             folders = checkpoints.get(row["trial_id"], {})
             best = folders.get(row["best_epoch"])
-            if row["status"] not in ENDED and folders:
-                needed |= {best, folders[max(folders)]}
+            going_on = (
+                row["status"] not in ENDED or faults.get(row["trial_id"], Faults()).losses > 0
+            )  # lost ones may be tried again
+            if going_on and folders:
+                needed |= {best, *(folders[epoch] for epoch in sorted(folders)[-2:])}
             elif best:
                 needed.add(best)
                 self._add(configuration(row), row["status"], row["val_accuracy"], best)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 import study
 import trainables
 from analysis.remote import source
+from analysis.trials import RunError
 from study.settings import StudySettings
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
@@ -106,11 +107,13 @@ def read_manifest(run: Path) -> Manifest:
         raise ManifestError(
             f"{file}: damaged, it has no {error}; what the study was begun with is not known"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ManifestError(
             f"{file}: damaged or missing ({reason}); what the study was begun with is not known"
         ) from error
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror or error})") from error
     trials = []
     for entry in content["trials"]:
         try:

@@ -81,7 +81,8 @@ def _make_token() -> None:
 
     Ray would write its own into the home directory, readable by all, and fail where it cannot.
     """
-    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+    chosen = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if chosen or os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
     folder = Path(tempfile.mkdtemp(prefix="study-"))  # mode 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -100,7 +101,7 @@ class Resources:
         device: ``cpu``, ``mps``, or what was asked for; ``cuda`` where a trial gets a GPU.
         cpus: CPU cores, and threads, of a trial.
         gpus: GPUs of a trial; fractions share one.
-        concurrent: trials that run at once on what there is now.
+        concurrent: trials that fit at once into the nodes there are now; 0 on a cluster that has yet to grow.
         limit: trials that may be begun at once; None on a cluster, which may grow. Without a limit Ray Tune queues
             more, and lets them pass a trial whose worker died.
     """
@@ -118,10 +119,10 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
     Raises:
         ClusterError: if no trial could ever run.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
     # A trial runs on one node.
-    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    nodes = [(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0)) for n in ray.nodes() if n["Alive"]]
+    cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
+    largest = max(cores for cores, _ in nodes)
     wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
     gpus_per_trial = settings.gpus_per_trial
     if gpus_per_trial is None:
@@ -129,23 +130,27 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
     cpus_per_trial = settings.cpus_per_trial or (
         1 if gpus_per_trial else max(1, min(largest, cpus // max(1, num_trials)))
     )
+    slots = sum(min(cores // cpus_per_trial, _on_gpus(there, gpus_per_trial, cores)) for cores, there in nodes)
     # On a cluster that grows by itself more may come; here it cannot, and Ray Tune would wait for ever.
-    if address == "local" and (cpus_per_trial > cpus or gpus_per_trial > gpus):
+    if address == "local" and not slots:
         raise ClusterError(
             f"a trial needs {cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs, but there are {cpus} and {gpus:g}; "
             "lower cpus_per_trial or gpus_per_trial"
         )
-    slots = cpus // cpus_per_trial
-    if gpus_per_trial:
-        slots = min(slots, int(gpus / gpus_per_trial))
     device = settings.device
     if device == "auto":
         here = resolve_device().type if address == "local" else "cpu"
         device = "cuda" if gpus_per_trial else "mps" if here == "mps" else "cpu"
     if device == "mps":
         slots = 1  # Ray does not know Apple's GPU: every core would run a trial on it
-    concurrent = max(1, slots)
-    return Resources(device, cpus_per_trial, gpus_per_trial, concurrent, concurrent if address == "local" else None)
+    return Resources(device, cpus_per_trial, gpus_per_trial, slots, slots if address == "local" else None)
+
+
+def _on_gpus(gpus: float, share: float, without: int) -> int:
+    """Return how many trials fit onto a node's GPUs: fractions share one, and none spans two."""
+    if not share:
+        return without
+    return int(gpus) * int(1 / share) if share < 1 else int(gpus / share)
 
 
 def check_storage_is_shared(run: Path) -> None:

@@ -7,6 +7,7 @@ apart: errors of its own count against it, a lost worker, node or storage does n
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray.tune.experiment import Trial
 
 from analysis.trials import Faults
 from study.asha import RecordingASHA, trial_name
-from study.disk import Checkpoints, free_bytes
+from study.disk import Checkpoints, free_bytes, reserve_bytes
 from study.events import EventLog
 from study.progress import Progress
 from study.supervise import Interruption
@@ -35,11 +36,24 @@ REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTI
 MAX_LOSSES = 4
 
 
+@dataclasses.dataclass
+class _Saved:
+    folder: str
+    val_accuracy: float
+
+
+def _best_epoch(saved: dict[int, _Saved]) -> int:
+    """Return the epoch of the best checkpoint, of equals the last; 0 where there is none."""
+    scored = [(there.val_accuracy, epoch) for epoch, there in saved.items() if math.isfinite(there.val_accuracy)]
+    return max(scored, default=(0.0, 0))[1]
+
+
 class Guard(tune.Stopper):
     """Ends an attempt before its end: when asked to, and while there is room to write down how far its trials are."""
 
-    def __init__(self, run: Path, reserve: int, interruption: Interruption) -> None:
-        self._run, self._reserve, self._next, self._interruption = run, reserve, 0.0, interruption
+    def __init__(self, run: Path, checkpoint: int, interruption: Interruption) -> None:
+        self._run, self._checkpoint, self._next, self._interruption = run, checkpoint, 0.0, interruption
+        self.running: dict[str, Trial] = {}
         self.is_full = False
         self.is_over = False  # something else wants the attempt to end
 
@@ -50,7 +64,7 @@ class Guard(tune.Stopper):
         now = time.monotonic()
         if now >= self._next:
             self._next = now + 1
-            self.is_full = self.is_full or free_bytes(self._run) < self._reserve
+            self.is_full |= free_bytes(self._run) < reserve_bytes(self._checkpoint, len(self.running))
         return self.is_full or self.is_over or self._interruption.asked
 
 
@@ -73,28 +87,29 @@ class Recorder(tune.Callback):
         self._events, self._progress, self._attempt = events, progress, attempt
         self._fixed, self._asha, self._budget, self._guard = fixed, asha, budget, guard
         self._max_failures, self._alone, self._one_at_a_time = max_failures, alone, one_at_a_time
-        self._best: dict[str, tuple[float, int, str]] = {}
-        self._folders: dict[str, list[str]] = {}  # of each trial's checkpoints that are there, in their order
-        self._running: dict[str, Trial] = {}
+        self._saved: dict[str, dict[int, _Saved]] = {}  # of each trial, the checkpoints that are there, by epoch
         self._faults: dict[str, Faults] = {}
+        self._failures_before: dict[str, int] = {}  # this attempt
         self._diverged: set[str] = set()
+        self._has_epochs = False
         self.disk_error = ""
+        self.storage_error = ""  # storage was never seen to be shared
 
-    def resume(
-        self, unfinished: pd.DataFrame, faults: dict[str, Faults], checkpoints: dict[str, dict[int, str]]
-    ) -> None:
-        """Take over what is known of the trials that an earlier attempt began."""
+    def resume(self, epochs: pd.DataFrame, faults: dict[str, Faults], checkpoints: dict[str, dict[int, str]]) -> None:
+        """Take over what is known of the trials that earlier attempts began, and the checkpoints of unfinished ones."""
         self._faults = faults
-        for row in unfinished.to_dict("records"):
-            name, folders = row["trial_id"], checkpoints.get(row["trial_id"], {})
-            self._folders[name] = [folders[epoch] for epoch in sorted(folders)]
-            if row["best_epoch"] in folders:
-                self._best[name] = (row["val_accuracy"], row["best_epoch"], folders[row["best_epoch"]])
+        self._failures_before = {name: trial.failures for name, trial in faults.items()}
+        self._has_epochs = not epochs.empty
+        for row in epochs.to_dict("records"):
+            folder = checkpoints.get(row["trial_id"], {}).get(row["epoch"])
+            if folder:
+                self._saved.setdefault(row["trial_id"], {})[row["epoch"]] = _Saved(folder, row["val_accuracy"])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name, settings = trial_name(trial), settings_of(trial, self._fixed).model_dump()
         self._events.append("trial_started", trial_id=name, attempt=self._attempt, settings=settings)
-        self._running[name] = trial
+        self._guard.running[name] = trial
+        trial.max_failures = max(0, self._max_failures - self._failures_before.get(name, 0))
         if self._progress:
             self._progress.trial_started(name, settings)
 
@@ -103,29 +118,29 @@ class Recorder(tune.Callback):
     ) -> None:
         name = trial_name(trial)
         metrics = {field: result[field] for field in REPORTED}
+        if result["passed_over"]:
+            metrics["passed_over"] = result["passed_over"]
         folder = f"tune/attempt-{self._attempt}/{name}/{result['checkpoint_dir_name']}"
         decision = (self._asha.decision if self._asha else None) or {}
         self._events.append("epoch", trial_id=name, **metrics, checkpoint=folder, **decision)
-        self._running[name] = trial
+        self._guard.running[name] = trial
         self._faults_of(name).losses = 0
-        accuracy = (result["val_accuracy"], result["epoch"])
-        if accuracy[0] == accuracy[0] and accuracy >= self._best.get(name, (-1.0, 0))[:2]:
-            self._best[name] = (*accuracy, folder)
-        self._folders.setdefault(name, []).append(folder)
+        self._has_epochs = True
+        # An epoch that is run again was gone back to: what came after it is no more.
+        saved = {e: there for e, there in self._saved.get(name, {}).items() if e < result["epoch"]}
+        self._saved[name] = {**saved, result["epoch"]: _Saved(folder, result["val_accuracy"])}
         if result["diverged"]:
             self._diverged.add(name)
         if self._progress:
             self._progress.epoch_done(name, result)
 
     def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Keep the best epoch's checkpoint and the last one's. Only now does Ray Tune know of the last."""
+        """Keep the checkpoints of the best epoch and of the last two. Only now does Ray Tune know of the last."""
         name = trial_name(trial)
-        folders = self._folders.get(name, [])
-        stay = {folders[-1], self._best[name][2] if name in self._best else ""} if folders else set()
-        for folder in folders:
-            if folder not in stay:
-                self._budget.remove(folder)
-        self._folders[name] = [folder for folder in folders if folder in stay]
+        saved = self._saved.get(name, {})
+        stay = {*sorted(saved)[-2:], _best_epoch(saved)}
+        for epoch in set(saved) - stay:
+            self._budget.remove(saved.pop(epoch).folder)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial_name(trial)
@@ -142,8 +157,8 @@ class Recorder(tune.Callback):
 
     def worker_died(self, error: Exception) -> None:
         """Note what broke the attempt off. A trial that ran alone was the cause; which of several was, nobody knows."""
-        if len(self._running) == 1:
-            (trial,) = self._running.values()
+        if len(self._guard.running) == 1:
+            (trial,) = self._guard.running.values()
             self._fault(trial, error, goes_on=False)
 
     def _faults_of(self, name: str) -> Faults:
@@ -152,7 +167,10 @@ class Recorder(tune.Callback):
     def _fault(self, trial: Trial, error: Exception, goes_on: bool) -> None:
         """Write down what befell a trial. Where Ray Tune does not go on with it, a later attempt may, or it failed."""
         name, text, own = trial_name(trial), in_short(error), _is_own(error)
-        self._running.pop(name, None)
+        self._guard.running.pop(name, None)
+        if isinstance(_cause(error), StorageError) and not self._has_epochs:
+            self._guard.is_over, self.storage_error = True, str(_cause(error))
+            return
         if is_disk_full(error):
             self._guard.is_full, self.disk_error = True, text
             return
@@ -160,23 +178,25 @@ class Recorder(tune.Callback):
         faults.failures += own
         faults.losses += not own
         if not goes_on and (faults.failures > self._max_failures if own else faults.losses >= MAX_LOSSES):
-            self._events.append("trial_failed", trial_id=name, error=text)
-            self._end(trial, "failed")
+            self._events.append("trial_failed", trial_id=name, error=text, lost=not own)
+            self._end(trial, "failed", lost=not own)
             return
         self._events.append("trial_retried" if own else "trial_lost", trial_id=name, error=text)
         # One at a time, it goes on before any other: ASHA would judge in another order.
         self._guard.is_over |= self._one_at_a_time and not goes_on
 
-    def _end(self, trial: Trial, status: str) -> None:
+    def _end(self, trial: Trial, status: str, lost: bool = False) -> None:
         name = trial_name(trial)
-        self._running.pop(name, None)
-        self._folders.pop(name, None)
-        val_accuracy, _, checkpoint = self._best.pop(name, (-1.0, 0, None))
+        self._guard.running.pop(name, None)
+        saved = self._saved.pop(name, {})
+        best = saved.get(_best_epoch(saved))
         self._guard.is_over |= self._alone
         # What is raised here would have Ray Tune begin the trial again, which has ended.
         with contextlib.suppress(OSError):
             settings = settings_of(trial, self._fixed).model_dump()
-            self._budget.trial_ended(name, settings, status, val_accuracy, checkpoint)
+            if not lost:  # resume goes on with it
+                accuracy, folder = (best.val_accuracy, best.folder) if best else (-1.0, None)
+                self._budget.trial_ended(name, settings, status, accuracy, folder)
             if self._progress:
                 self._progress.trial_ended(name, status)
 
@@ -202,8 +222,11 @@ def _error_of(trial: Trial) -> Exception:
 
 def _is_own(error: Exception) -> bool:
     """Whether a trial is to blame for an error: not for a worker, node, device or storage that is not there."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return not isinstance(cause, RayError | OSError | StorageError | DeviceError)
+    return not isinstance(_cause(error), RayError | OSError | StorageError | DeviceError)
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) else error
 
 
 def in_short(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import yaml
 from analysis.remote import RunPath, copy_of, exists, is_held, is_uri, local_run, show_life
 from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study
 from study.attempt import run_attempt
-from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
+from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes
 from study.events import EventLog
 from study.manifest import (
     check_resumable,
@@ -123,24 +123,29 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
     changes = check_resumable(begun, now, folder, force)
     with interruptible() as interruption, holding(folder):
         trials, faults = load_trials(folder), load_faults(folder)
-        for row in trials[trials["status"] == "failed"].to_dict("records"):
-            if faults[row["trial_id"]].losses:  # what took its workers away may be over
-                EventLog(folder).append("trial_lost", trial_id=row["trial_id"], error=row["error"])
-        if load_trials(folder)["status"].isin(ENDED).all():
+        failed = trials[trials["status"] == "failed"]
+        lost = failed[[faults[name].losses > 0 for name in failed["trial_id"]]]
+        if lost.empty and trials["status"].isin(ENDED).all():
             if is_uri(run):  # what could not be sent when it ended
                 with Uploads(folder, str(run), interruption):
                     pass
             return True
+        events = EventLog(folder)
         if left_open := open_attempt(folder):  # nobody runs it any more
             with contextlib.suppress(OSError):  # a disk that is full still: the attempt will say so
-                EventLog(folder).append("attempt_ended", attempt=left_open, reason="killed")
+                events.append("attempt_ended", attempt=left_open, reason="killed")
         loaded = [_load(settings, address)]
         found, then = _describe_data(settings, loaded[0])["fingerprint"], study["data"]["fingerprint"]
         if found != then:
             raise StudyError(f"{run}: began with other images (fingerprint {then}, now {found}); restore them to go on")
-        if changes:
-            EventLog(folder).append("changed", what=changes)
-            write_manifest(folder, now)
+        try:
+            for row in lost.to_dict("records"):  # what took its workers away may be over
+                events.append("trial_lost", trial_id=row["trial_id"], error=row["error"])
+            if changes:
+                events.append("changed", what=changes)
+                write_manifest(folder, now)
+        except OSError as error:
+            raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
         return _run_to_the_end(settings, folder, run, now.trials, loaded, address, show, interruption)
 
 
@@ -207,8 +212,10 @@ def _run_to_the_end(
             size = _largest_checkpoint(settings, trials, len(data.class_names))
             if begin:
                 # Only now is it sure that the study can begin.
-                needed = needed_bytes(size, num_trials, resources.concurrent, settings.keep_checkpoints)
-                tell(f"checkpoints will need up to {as_text(needed)}; {_check_room(needed, storage)}")
+                at_once = max(1, min(resources.concurrent, num_trials))
+                needed = needed_bytes(size, num_trials, at_once, settings.keep_checkpoints)
+                room = _check_room(needed, storage)
+                tell(f"checkpoints will need up to {as_text(needed)} (trials at once: {at_once}); {room}")
                 begin(settings, held)
                 begin = None
             if not is_uri(run):
@@ -222,8 +229,13 @@ def _run_to_the_end(
             except ray.exceptions.RayError as error:
                 raise ClusterError(f"Ray has no room for the images ({error})") from error
             del data, train_data, val_data  # the object store has them now: one copy a node
-            reserve = reserve_bytes(0 if is_uri(run) else size, resources.concurrent)
-            return run_attempt(settings, folder, storage, images, resources, reserve, interruption, alone, show)
+            if not resources.concurrent:
+                tell(
+                    f"a trial needs {resources.cpus} CPUs and {resources.gpus:g} GPUs, and no node has that now; "
+                    "trials wait until the cluster gives one"
+                )
+            local = 0 if is_uri(run) else size
+            return run_attempt(settings, folder, storage, images, resources, local, interruption, alone, show)
 
     uploads: list[Uploads] = []
     with contextlib.ExitStack() as held:

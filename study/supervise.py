@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.remote import RemoteError, TakenError, is_run_elsewhere, is_uri, show_life, source
-from analysis.trials import ENDED, load_faults, load_trials
+from analysis.trials import ENDED, RunError, load_faults, load_trials
 from study.ray_session import ClusterError
 from trainables.errors import UserError
 
@@ -128,7 +128,7 @@ def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], N
             reason = "side by side" if outcome == "alone" else "trials were lost with their worker or node"
         except AttemptError as error:
             outcome, reason = "failed", str(error)
-        except (ClusterError, RemoteError) as error:
+        except (ClusterError, RemoteError, RunError) as error:
             if first:  # a mistake, not a fault
                 raise
             outcome, reason = "failed", str(error)
@@ -138,7 +138,9 @@ def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], N
             outcome, reason = "failed", str(error)
         if outcome in ("finished", "interrupted"):
             return outcome == "finished"
-        now, first = _progress(run), False
+        now, first = before, False
+        with contextlib.suppress(RunError, OSError):  # storage that is away, with what was got on
+            now = max(before, _progress(run))
         failures, before = (0 if now > before else failures + 1), now
         if failures > MAX_RESTARTS:
             raise StudyError(

@@ -1,6 +1,7 @@
 """The parts of the benchmarks that compute: tables by hand. What they measure, they measure themselves."""
 
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,23 @@ def test_every_variant_and_recipe_is_one_that_can_be_trained():
         values = {**recipes.BASELINE, **changes, "max_epochs": 6}
         TrialSettings(**{**values, "warmup_epochs": 6 * values.get("warmup_epochs", 0.0)})
     assert all(isinstance(recipe, TrialSettings) for recipe in training.RECIPES.values())
+
+
+def test_a_recipe_is_run_again_only_if_it_changed():
+    row = {"recipe": "0.71", "seed": 0, "settings": training._settings("0.71", 0).model_dump()}
+    assert training._is_of(row, "0.71", 0)
+    assert not training._is_of(row, "0.71", 1)
+    assert not training._is_of(row, "0.75", 0)
+    older = {**row, "settings": {k: v for k, v in row["settings"].items() if k != "cutout"} | {"mixing": "none"}}
+    assert training._is_of(older, "0.71", 0)
+    assert not training._is_of({**row, "settings": row["settings"] | {"lr": 0.02}}, "0.71", 0)
+
+
+def test_speeds_on_record_are_of_the_recipes_as_they_are():
+    content = tables.json.loads((Path(training.__file__).with_suffix(".cpu.json")).read_text())
+    ways = {row["way"] for row in content["throughput"]["rows"]}
+    for name, recipe in training.RECIPES.items():
+        assert f"recipe {name}, whole run: {recipe.resolution} px" in ways
 
 
 def test_our_epochs_and_the_overhead_are_measured(monkeypatch):

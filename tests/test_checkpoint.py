@@ -21,6 +21,7 @@ from trainables import (
     CheckpointError,
     DeviceError,
     ImageData,
+    OutOfMemoryError,
     ResNet18,
     TrainingState,
     TrialSettings,
@@ -376,6 +377,18 @@ def test_optimizer_state_of_another_width_is_refused(optimizer, states, tmp_path
     save_checkpoint(tmp_path / "point", states[optimizer])
     shutil.copy(tmp_path / "wide/training.pt", tmp_path / "point/training.pt")
     assert "training.pt: does not fit" in refused(load_checkpoint, tmp_path / "point")
+
+
+@pytest.mark.parametrize("where", [(nn.Module, "to"), (torch.optim.Optimizer, "load_state_dict")])
+def test_a_lack_of_memory_is_not_taken_for_a_broken_checkpoint(where, folder, monkeypatch):
+    """Or else a trial would begin anew because its neighbours on the GPU need their memory just now."""
+
+    def fail(*_: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(OutOfMemoryError, match="batch_size 16, width 4"):
+        load_checkpoint(folder, "cpu")
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path):

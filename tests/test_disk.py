@@ -56,11 +56,11 @@ def test_size_of_a_checkpoint_grows_with_what_is_kept():
 @pytest.mark.parametrize(
     ("num_trials", "concurrent", "keep", "checkpoints"),
     [
-        (10, 4, 3, 3 + 16),
-        (10, 4, 20, 10 + 16),
-        (10, 4, None, 10 + 16),
-        (2, 8, 20, 2 + 8),  # no more run at once than there are
-        (1, 1, 1, 1 + 4),
+        (10, 4, 3, 3 + 20),
+        (10, 4, 20, 10 + 20),
+        (10, 4, None, 10 + 20),
+        (2, 8, 20, 2 + 10),  # no more run at once than there are
+        (1, 1, 1, 1 + 5),
     ],
 )
 def test_what_a_study_needs_is_what_is_kept_and_what_runs(num_trials, concurrent, keep, checkpoints):
@@ -219,12 +219,13 @@ def test_what_was_let_go_is_not_missed(ended):
     }
 
 
-def test_unfinished_trials_keep_their_best_and_their_last(ended):
-    ended.trial("cut", UNFINISHED, [(1, 0.05), (2, 0.01)])
-    ended.trial("rising", UNFINISHED, [(1, 0.01), (2, 0.02)])
+def test_unfinished_trials_keep_their_best_and_their_last_two(ended):
+    ended.trial("cut", UNFINISHED, [(1, 0.05), (2, 0.02), (3, 0.01), (4, 0.03)], max_epochs=9)
+    ended.trial("rising", UNFINISHED, [(1, 0.01), (2, 0.02), (3, 0.03)], max_epochs=9)
+    ended.trial("begun", UNFINISHED, [(1, 0.02)])
     ended.trial("waiting", UNFINISHED, [])
     Checkpoints(ended.path, ended.path, 2)
-    assert ended.left() == {"best": [1], "good": [2], "cut": [1, 2], "rising": [2]}
+    assert ended.left() == {"best": [1], "good": [2], "cut": [1, 3, 4], "rising": [2, 3], "begun": [1]}
 
 
 def test_what_is_needed_is_kept_wherever_an_earlier_attempt_left_it(run):
@@ -295,10 +296,10 @@ def test_trials_that_run_are_never_touched(run):
     run.checkpoint("a", 1, 2)
     run.checkpoint("a-2", 1, 2)  # the same settings, tried again
     budget.trial_ended("a", of(lr=0.1), COMPLETED, 0.9, run.within("a", 1))
-    assert run.left() == {"a": [1], "a-2": [1, 2], "going": [2, 3]}
+    assert run.left() == {"a": [1], "a-2": [1, 2], "going": [1, 2, 3]}
     run.checkpoint("b", 1)
     budget.trial_ended("b", of(lr=0.2), COMPLETED, 0.95, run.within("b", 1))
-    assert run.left() == {"a-2": [1, 2], "b": [1], "going": [2, 3]}
+    assert run.left() == {"a-2": [1, 2], "b": [1], "going": [1, 2, 3]}
 
 
 def test_a_trial_that_ends_loses_what_earlier_attempts_left_of_it(run):

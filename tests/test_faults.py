@@ -146,21 +146,24 @@ def test_a_worker_is_lost_more_often_than_a_trial_may_fail(
     assert_as_undisturbed(f"worker {name}, no retries", tmp_path / "run", undisturbed, time.monotonic() - start, 2)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_a_checkpoint_is_damaged_with_its_worker(
-    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
-    """There is none before it, so the trial begins anew; ASHA does not judge it twice."""
+    """The one before it is gone on from, or where there is none the trial begins anew; ASHA judges nothing twice."""
 
     def damage_and_die() -> None:
         newest = max((tmp_path / "run").glob("tune/*/*/checkpoint_*/weights.pt"), key=lambda file: file.stat().st_mtime)
         newest.write_bytes(newest.read_bytes()[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    disturb(monkeypatch, 1, damage_and_die, tmp_path / "once")
+    disturb(monkeypatch, epoch, damage_and_die, tmp_path / "once")
     start = time.monotonic()
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     assert_as_undisturbed("checkpoint truncated", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
     assert TABLE[-1]["redone"] == 1
+    (passed_over,) = [e["passed_over"] for e in events(tmp_path / "run") if "passed_over" in e]
+    assert "weights.pt: truncated" in passed_over[0]
 
 
 def test_storage_that_fails_as_trials_end_does_no_harm(
@@ -296,8 +299,12 @@ def recorded(run: Path, event: str) -> int:
 def test_sigterm_ends_cleanly(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
     run, start = drivers.directory / "runs/run", time.monotonic()
     driver = drivers.start(*RUN, *overrides)
-    wait_for(lambda: recorded(run, "epoch") >= 1)
-    assert "running" in set(load_trials(run)["status"])
+    wait_for(lambda: recorded(run, "epoch") >= 1 and "running" in set(load_trials(run)["status"]))
+    driver.send_signal(signal.SIGSTOP)  # so that there is time to look
+    code, output = drivers.end("-m", "study", "status", "runs/run")
+    driver.send_signal(signal.SIGCONT)
+    assert (code, re.search(r"^6 trials: .*\b1 running\b", output, re.MULTILINE) is not None) == (0, True), output
+    assert "go on:" not in output
     with pytest.raises(StudyError, match="is running now, in another process"):
         resume_study(run, show=False)
     driver.terminate()
@@ -315,11 +322,23 @@ def test_sigterm_ends_cleanly(undisturbed: Path, overrides: list[str], drivers: 
 def damage(run: Path, how: str) -> None:
     """Do to Ray Tune's own state what a crash or a full disk does."""
     files = [*run.glob("tune/attempt-*/experiment_state*"), *run.glob("tune/attempt-*/*.pkl")]
+    assert files
     for file in files:
         if how == "truncated":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         else:
             file.unlink()
+
+
+def test_who_reads_the_output_goes_away(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
+    """As where a connection breaks, or what the output was piped into ends: nobody is left to tell."""
+    run, start = drivers.directory / "runs/run", time.monotonic()
+    driver = drivers.start(*RUN, *overrides)
+    wait_for(lambda: recorded(run, "epoch") >= 1)
+    assert driver.stdout
+    driver.stdout.close()
+    assert driver.wait(timeout=120) == 0
+    assert_as_undisturbed("output without a reader", run, undisturbed, time.monotonic() - start, 1)
 
 
 @pytest.mark.parametrize("how", ["truncated", pytest.param("missing", marks=pytest.mark.slow)])
@@ -335,6 +354,13 @@ def test_the_driver_is_killed_and_its_state_is_damaged(
     with (run / "events.jsonl").open("a") as log:
         log.write('{"time": 1.0, "event": "epo')  # what was being written
     assert "running" not in set(load_trials(run)["status"])
+    code, output = drivers.end("-m", "study", "status", "runs/run")
+    assert code == 0
+    assert "go on: python -m study resume runs/run" in output
+    assert "running" not in output
+    code, output = drivers.end("-m", "analysis", "trials", "runs/run", "--query", "status == 'pending'")
+    assert code == 0
+    assert output.count("pending") == (load_trials(run)["status"] == "pending").sum()
     code, output = drivers.end(*RESUME)
     assert code == 0, output
     lines = (run / "events.jsonl").read_text().splitlines()

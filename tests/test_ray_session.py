@@ -100,6 +100,31 @@ def test_cores_are_shared_among_trials(overrides: list[str], num_trials: int, cp
     assert (resources.cpus, resources.gpus, resources.concurrent) == (cpus, 0, concurrent)
 
 
+CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 6.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "concurrent"),
+    [
+        ([CPU_NODE, {"CPU": 3.0}], ["device=cpu", "cpus_per_trial=2"], 5),  # a trial runs on one node
+        ([CPU_NODE, {}], ["device=cpu", "cpus_per_trial=9"], 0),  # which may yet come
+        ([CPU_NODE, GPU_NODE], ["device=cuda"], 2),
+        ([GPU_NODE, GPU_NODE], ["device=cuda", "gpus_per_trial=0.4"], 8),  # two on each: a trial has one GPU
+        ([GPU_NODE, GPU_NODE], ["device=cuda", "gpus_per_trial=0.25"], 12),  # for which there must be CPUs
+        ([GPU_NODE, CPU_NODE], ["device=cuda", "gpus_per_trial=4"], 0),
+    ],
+)
+def test_trials_at_once_are_those_that_fit_into_nodes(
+    nodes: list[dict[str, float]], overrides: list[str], concurrent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    settings = load_settings("demo", overrides)
+    assert share_out(settings, "auto", 48).concurrent == concurrent
+    if not concurrent:
+        with pytest.raises(ClusterError, match="lower cpus_per_trial or gpus_per_trial"):
+            share_out(settings, "local", 48)
+
+
 def test_rays_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterError, match="use ray job submit"), ray_session("ray://127.0.0.1:10001"):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,35 @@ def test_what_cannot_run_says_so(
 ) -> None:
     with pytest.raises(error, match=message):
         run_study(load_settings("demo", [*tiny, *overrides]), tmp_path / "run", show=False)
+
+
+def test_trials_that_no_node_can_run_yet_are_said_to_wait(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study.run, "run_attempt", lambda *arguments: "finished")
+    for cpus, waits in ((2, False), (64, True)):
+        settings = load_settings("demo", [*tiny, f"cpus_per_trial={cpus}"])
+        assert run_study(settings, tmp_path / str(cpus), address="auto")
+        output = capsys.readouterr().out
+        assert re.search(r"^checkpoints will need up to .* \(trials at once: 1\); .* are free$", output, re.MULTILINE)
+        assert ("a trial needs 64 CPUs and 0 GPUs, and no node has that now" in output) == waits
+
+
+def test_storage_that_workers_do_not_see_ends_the_study_at_once(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nodes join later, the first trials find out."""
+
+    def elsewhere(config: dict[str, Any], *, run: str, **arguments: Any) -> None:
+        original(config, run="/nonexistent", **arguments)
+
+    original = study.attempt.run_trial
+    monkeypatch.setattr(study.attempt, "run_trial", elsewhere)
+    with pytest.raises(ClusterError, match=r"/nonexistent: is not shared by all nodes: .* does not see it"):
+        run_study(load_settings("demo", tiny), tmp_path / "run", show=False)
+    assert set(load_trials(tmp_path / "run")["status"]) == {"pending"}
+    monkeypatch.setattr(study.attempt, "run_trial", original)
+    assert resume_study(tmp_path / "run", show=False)
 
 
 def test_a_directory_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from analysis.remote import HEARTBEAT, RemoteError
-from analysis.trials import is_running
+from analysis.trials import RunError, is_running
 from study.attempt import AttemptError
 from study.disk import DiskFullError
 from study.ray_session import ClusterError
@@ -272,7 +272,8 @@ def test_trials_that_are_given_up_as_lost_are_no_progress(study):
     def attempt(alone: bool) -> str:
         with (one.run / "events.jsonl").open("a") as out:
             for event in ("trial_lost", "trial_failed"):
-                out.write(json.dumps({"event": event, "trial_id": "a", "error": "the storage is away"}) + "\n")
+                line = {"event": event, "trial_id": "a", "error": "the storage is away", "lost": True}
+                out.write(json.dumps(line) + "\n")
         return one.attempt(alone)
 
     with pytest.raises(StudyError):
@@ -321,6 +322,25 @@ def test_neither_an_interruption_nor_a_fault_of_ours_is_tried_again(kind, study)
     assert one.told == ["beginning again: a fault"]
 
 
+def test_storage_that_is_away_between_attempts_ends_nothing(study):
+    one = study("+a fault", "a fault", "finished")
+    log, away = one.run / "events.jsonl", one.run / "away"
+
+    def attempt(alone: bool) -> str:
+        if away.exists():
+            log.rmdir()
+            away.rename(log)
+        try:
+            return one.attempt(alone)
+        finally:
+            if len(one.outcomes) == 1:  # a log that is there, and cannot be read
+                log.rename(away)
+                log.mkdir()
+
+    assert supervise(one.run, attempt, one.told.append)
+    assert one.told == ["beginning again: a fault"] * 2
+
+
 def test_between_attempts_it_waits(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr("study.supervise.time.sleep", waits.append)
@@ -336,7 +356,7 @@ def test_after_an_attempt_that_got_nowhere_trials_run_one_at_a_time(study):
     assert one.told[-1] == "beginning again: side by side"
 
 
-@pytest.mark.parametrize("kind", [ClusterError, RemoteError, OSError])
+@pytest.mark.parametrize("kind", [ClusterError, RemoteError, RunError, OSError])
 def test_what_was_there_at_the_first_attempt_may_come_back(kind, study):
     one = study("+a fault", "finished")
 

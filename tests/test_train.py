@@ -31,6 +31,7 @@ from trainables import (
     to_tensors,
     train,
 )
+from trainables.device import memory_for
 from trainables.optim import lr_at
 from trainables.settings import MIN_RESOLUTION
 from trainables.train import new_state
@@ -550,6 +551,7 @@ def test_loss_that_is_not_finite_ends_the_trial_in_the_same_step(value):
     assert modes == [True] * 3  # of four steps, and without validation
     assert (metrics.diverged, metrics.epoch, metrics.lr) == (True, 1, lr_at(2, 4, settings))
     assert not math.isfinite(metrics.train_loss)
+    assert metrics.images_per_second * metrics.epoch_seconds == pytest.approx(3 * 16, rel=0.2)  # not of all 64
     assert math.isnan(metrics.val_loss)
     assert math.isnan(metrics.val_accuracy)
 
@@ -573,8 +575,9 @@ def test_validation_that_is_not_finite_ends_the_trial():
         RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError("std::bad_alloc"),
     ],
-    ids=["torch's own", "CUDA", "cuBLAS", "CPU"],
+    ids=["torch's own", "CUDA", "cuBLAS", "CPU", "C++"],
 )
 def test_memory_that_does_not_suffice_is_told_in_one_sentence(raised, training, monkeypatch):
     real = ResNet18.forward
@@ -588,11 +591,25 @@ def test_memory_that_does_not_suffice_is_told_in_one_sentence(raised, training, 
     with pytest.raises(OutOfMemoryError) as error:
         next(train(TrialSettings(**TINY), TRAIN, VAL, device="cpu"))
     message = str(error.value)
-    assert re.search(r"\bcpu\b.*\bbatch_size 16\b.*\bwidth 4\b.*\bgpus_per_trial\b", message)
+    assert re.search(r"\bcpu\b.*\bbatch_size 16\b.*\bwidth 4\b.*\bfewer trials at once\b", message)
     assert message.isprintable()
     assert not re.search(r"[.!?]\s", message)
     assert isinstance(error.value, UserError)
     assert error.value.__cause__ is raised
+
+
+def test_on_a_gpu_packing_is_named_also_where_another_error_came_after():
+    """As when the capture of a CUDA graph, which is broken off, fails in its turn."""
+
+    def capture() -> None:
+        with memory_for(TrialSettings(), torch.device("cuda:1")):
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                raise RuntimeError("the capture was invalidated")
+
+    with pytest.raises(OutOfMemoryError, match=r"cuda:1 ran out .*pack fewer trials onto a GPU \(gpus_per_trial\)"):
+        capture()
 
 
 def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(monkeypatch):

@@ -418,6 +418,9 @@ def test_losses_are_counted_from_the_last_epoch_on(tmp_path):
     assert losses(run) == {"a": 1, "b": 1, "c": 0}
     log(run, ("trial_lost", {"trial_id": "b"}), lost("stranger"))  # not whole, and of no trial
     assert losses(str(run)) == {"a": 1, "b": 1, "c": 0}
+    failed = {"error": "died"}
+    log(run, ("trial_failed", {"trial_id": "a", "lost": True, **failed}), ("trial_failed", {"trial_id": "b", **failed}))
+    assert losses(run) == {"a": 1, "b": 0, "c": 0}  # b failed by an error of its own
 
 
 def test_an_epoch_that_was_run_twice_stands_once_as_it_was_run_last(tmp_path):
@@ -690,12 +693,15 @@ def test_files_that_are_something_else_cost_only_what_they_would_say(tmp_path):
     assert load_decisions(run).empty
     assert set(load_checkpoints(run)) <= set(ids)
 
-    (run / "events.jsonl").unlink()
-    (run / "events.jsonl").mkdir()
-    assert load_trials(run)["epochs"].to_list() == [0, 0, 0, 0]
-    (run / "manifest.json").unlink()
-    (run / "manifest.json").mkdir()
-    assert load_trials(run).empty
+
+@pytest.mark.parametrize("name", ["events.jsonl", "manifest.json"])
+def test_what_cannot_be_read_is_not_taken_for_what_is_empty(name, tmp_path):
+    """A study that goes on would else let go of the checkpoints of trials of which it sees nothing."""
+    run = make_run(tmp_path / "run", {"a": settings()}, [begun(), started("a"), epoch("a", 1)])
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(RunError, match=f"{name}: cannot be read"):
+        load_trials(run)
 
 
 @pytest.mark.parametrize(

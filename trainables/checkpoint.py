@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from trainables.device import place, resolve_device
+from trainables.device import is_out_of_memory, memory_for, place, resolve_device
 from trainables.errors import UserError
 from trainables.resnet import ResNet18
 from trainables.settings import TrialSettings
 from trainables.train import EpochMetrics, TrainingState, make_state
 
 FORMAT = 2
+# Of what keeps a file from being read; anything else is a fault of the storage, and says nothing of the checkpoint.
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class CheckpointError(UserError):
@@ -61,27 +63,31 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
 
     Raises:
         CheckpointError: if it cannot be used; the message says why.
+        OSError: if storage fails.
         DeviceError: if the machine does not have the device.
+        OutOfMemoryError: if the device's memory does not suffice.
     """
     folder = Path(folder)
     about = _read_about(folder)
     settings: TrialSettings = about["settings"]
     where = resolve_device(device)
-    state = make_state(settings, about["class_names"], _load_network(folder, about), where)
+    with memory_for(settings, where):
+        network, saved = _load_network(folder, about), _load_tensors(folder / "training.pt")
+        state = make_state(settings, about["class_names"], network, where)
     state.epoch = about["epoch"]
-    saved = _load_tensors(folder / "training.pt")
+    state.metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
     try:
         if saved["of"] != _nature(state):
             raise ValueError("it is of another epoch, network or optimizer")
-        if state.average:
-            state.model.load_state_dict(saved["model"])
-        state.optimizer.load_state_dict(saved["optimizer"])
+        with memory_for(settings, where):
+            if state.average:
+                state.model.load_state_dict(saved["model"])
+            state.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and state.scaler.is_enabled():  # not where precision=auto now means another
             state.scaler.load_state_dict(saved["scaler"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder / 'training.pt'}: does not fit checkpoint.json ({reason})") from error
-    state.metrics = EpochMetrics(**about["metrics"]) if about["metrics"] else None
     return state
 
 
@@ -111,9 +117,9 @@ def _read_about(folder: Path) -> dict[str, Any]:
     file = folder / "checkpoint.json"
     try:
         about: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError as error:
+    except _MISSING as error:
         raise CheckpointError(f"{folder}: no checkpoint here (checkpoint.json is missing)") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
@@ -136,8 +142,14 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 def _load_tensors(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content = io.BytesIO(file.read_bytes())
+    except _MISSING as error:
+        raise CheckpointError(f"{file}: is missing") from error
+    try:
+        return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes zip, pickle and torch raise nearly anything
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise CheckpointError(f"{file}: truncated or not a checkpoint ({reason})") from error
 

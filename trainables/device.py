@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from trainables.errors import UserError
-from trainables.settings import Precision
+from trainables.settings import Precision, TrialSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -80,10 +81,33 @@ def place(model: Network, device: torch.device) -> Network:
     return model.to(device, memory_format=memory_format(device))  # type: ignore[call-overload]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of torch means that memory did not suffice: not all of them are of one class."""
+@contextlib.contextmanager
+def memory_for(settings: TrialSettings, device: torch.device) -> Iterator[None]:
+    """Have a lack of memory for a trial told in a sentence.
+
+    Raises:
+        OutOfMemoryError: if the device's memory does not suffice.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fewer = "pack fewer trials onto a GPU (gpus_per_trial)" if device.type == "cuda" else "run fewer trials at once"
+        raise OutOfMemoryError(
+            f"{device} ran out of memory at batch_size {settings.batch_size}, width {settings.width}: "
+            f"lower batch_size, or {fewer}"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory did not suffice. Not all of torch's errors of that are of one class, or the last raised."""
     texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def describe_machine() -> dict[str, Any]:

@@ -25,9 +25,8 @@ from trainables.augment import augment, draw
 from trainables.cuda_graph import GraphedStep
 from trainables.data import ImageData, stratified_split
 from trainables.device import (
-    OutOfMemoryError,
     autocast,
-    is_out_of_memory,
+    memory_for,
     place,
     resolve_device,
     resolve_precision,
@@ -54,7 +53,8 @@ class EpochMetrics:
         epoch: epochs done, from 1.
         lr: learning rate of the last step.
         train_loss: what was minimized, over the epoch's images as they were trained on: augmented, in train mode,
-            before each step. The cross-entropy, with the label smoothing of the trial.
+            before each step. The cross-entropy, with the label smoothing of the trial. Where it diverged, over the
+            images until then.
         train_accuracy: likewise.
         val_loss: mean cross-entropy over the validation images, after the epoch, in eval mode. NaN where it diverged.
         val_accuracy: likewise.
@@ -204,14 +204,14 @@ def train(
         raise SettingsMismatchError("the state to go on from was trained on other classes; give it its own images")
     if state and next(state.model.parameters()).device.type != target.type:
         raise SettingsMismatchError(f"the state to go on from is not on {target}; load it there")
-    try:
+    with memory_for(settings, target):
         state = state or new_state(settings, train_data, target)
         images, labels = to_tensors(train_data, target)
         val_images, val_labels = to_tensors(val_data, target)
         step = _make_step(state, target)
         while state.epoch < settings.max_epochs and not (state.metrics and state.metrics.diverged):
             start = time.perf_counter()
-            train_loss, train_accuracy, lr = _train_epoch(state, images, labels, step)
+            train_loss, train_accuracy, lr, seen = _train_epoch(state, images, labels, step)
             train_seconds = time.perf_counter() - start
             diverged = not math.isfinite(train_loss)
             val_loss, val_accuracy = math.nan, math.nan
@@ -229,17 +229,10 @@ def train(
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
                 epoch_seconds=time.perf_counter() - start,
-                images_per_second=len(labels) / train_seconds,
+                images_per_second=seen / train_seconds,
                 diverged=diverged,
             )
             yield state.metrics, state
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"{target} ran out of memory at batch_size {settings.batch_size}, width {settings.width}: "
-            "lower batch_size, or pack fewer trials onto a GPU (gpus_per_trial)"
-        ) from error
 
 
 def _make_step(state: TrainingState, device: torch.device) -> Step:
@@ -266,10 +259,11 @@ def _update_average(average: ResNet18, model: ResNet18, decay: float, step: int)
     get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(old, new, step)
 
 
-def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Step) -> tuple[float, float, float]:
-    """Train one epoch; return mean loss, accuracy and the last learning rate. Ends early if the loss diverges.
+def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Step) -> tuple[float, float, float, int]:
+    """Train one epoch; return mean loss, accuracy, the last learning rate, and of how many images that is.
 
-    On an accelerator the host never waits for it before the epoch's end.
+    These are all, unless the loss diverged: then the epoch ends early. On an accelerator the host never waits for it
+    before the epoch's end (but once a step in fp16 with muon, which torch's loss scaling does not know).
     """
     settings, optimizer, device = state.settings, state.optimizer, images.device
     # Two streams for each (seed, epoch); 63 bits because torch takes signed 64-bit seeds.
@@ -282,7 +276,7 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
 
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    lr = math.nan
+    lr, stop = math.nan, 0
     state.model.train()
     for i in range(steps_per_epoch):
         lr = lr_at(state.epoch * steps_per_epoch + i, steps_per_epoch, settings)
@@ -304,4 +298,4 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
         # On an accelerator this would wait for every step; there the epoch's end is soon enough.
         if device.type == "cpu" and not torch.isfinite(loss):
             break
-    return loss_sum.item() / len(labels), correct.item() / len(labels), lr
+    return loss_sum.item() / stop, correct.item() / stop, lr, stop
