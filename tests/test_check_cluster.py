@@ -265,6 +265,10 @@ BROKEN: dict[str, tuple[Change, list[list[str]]]] = {
         lambda c: c.update(head_start_ray_commands=["ray stop", "ray start --port=6379"]),
         [["head_start_ray_commands: ", "no --head"]],
     ),
+    "a quote that does not end": (
+        lambda c: c.update(head_start_ray_commands=["ray start --head --labels='a=b"]),
+        [["head_start_ray_commands: ", "no shell could read it (No closing quotation)"]],
+    ),
     "dashboard for everyone": (
         lambda c: c.update(head_start_ray_commands=["ray start --head --dashboard-host=0.0.0.0"]),
         [["head_start_ray_commands: ", "--dashboard-host 0.0.0.0", "use 127.0.0.1"]],

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import ray
 
 from study import load_settings
-from study.ray_session import ClusterError, check_storage_is_shared, ray_session, share_out
+from study.ray_session import ClusterError, _make_token, check_storage_is_shared, ray_session, share_out
 
 SESSION = """
 import json, os, stat, sys
@@ -78,6 +79,30 @@ def test_nobody_without_the_token_comes_in(directory: Path) -> None:
     session.communicate("\n", timeout=60)
     assert session.returncode == 0
     assert not Path(said["file"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "makes"),
+    [
+        ({}, True),
+        ({"RAY_AUTH_MODE": "token"}, True),
+        ({"RAY_AUTH_MODE": "disabled"}, False),
+        ({"RAY_AUTH_TOKEN": "a"}, False),
+    ],
+)
+def test_a_token_that_only_the_user_can_read_is_made_unless_one_was_chosen(
+    chosen: dict[str, str], makes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray, told to use one and finding none, would write one that all can read."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    _make_token()
+    assert ("RAY_AUTH_TOKEN_PATH" in os.environ) == makes
+    if makes:
+        assert stat.S_IMODE(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode) == 0o600
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
 
 
 def test_a_cluster_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
