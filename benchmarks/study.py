@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 REPORT = {
     "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "epoch_seconds": 0.0,
-    "images_per_second": 1.0, "diverged": False, "device": "none",
+    "images_per_second": 1.0, "diverged": False, "device": "none", "passed_over": [],
 }  # fmt: skip
 LITTLE_DATA = ("dataset=shapes100", "train_size=200", "val_fraction=0.5")
 
