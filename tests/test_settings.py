@@ -115,7 +115,13 @@ def test_all_presets_load_and_list_their_trials():
 def test_reference_preset_is_the_study_it_describes():
     settings = load_settings("cifar100")
     assert (settings.dataset, settings.max_epochs, settings.space_size()) == ("cifar100", 30, 24)
-    assert settings.fixed == {"width": 64, "batch_size": 128, "weight_decay": 5e-4, "schedule": "wsd"}
+    assert settings.fixed == {
+        "width": 64,
+        "batch_size": 128,
+        "weight_decay": 5e-4,
+        "schedule": "wsd",
+        "ema_decay": 0.98,
+    }
 
 
 def test_file_without_a_setting_takes_its_default(tmp_path):
