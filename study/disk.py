@@ -17,7 +17,7 @@ import torch
 from pyarrow import fs
 
 from analysis.remote import RunPath, is_uri, list_checkpoints, open_storage
-from analysis.trials import ENDED, HYPERPARAMETERS, Faults, load_checkpoints, load_faults, load_trials
+from analysis.trials import ENDED, HYPERPARAMETERS, load_checkpoints, load_faults, load_trials
 from trainables.errors import UserError
 from trainables.optim import STATE_COPIES
 from trainables.resnet import ResNet18
@@ -107,10 +107,8 @@ class Checkpoints:
         for row in load_trials(run).to_dict("records"):
             folders = checkpoints.get(row["trial_id"], {})
             best = folders.get(row["best_epoch"])
-            going_on = (
-                row["status"] not in ENDED or faults.get(row["trial_id"], Faults()).losses > 0
-            )  # lost ones may be tried again
-            if going_on and folders:
+            may_go_on = row["status"] not in ENDED or faults[row["trial_id"]].losses  # lost ones may be tried again
+            if folders and may_go_on:
                 needed |= {best, *(folders[epoch] for epoch in sorted(folders)[-2:])}
             elif best:
                 needed.add(best)

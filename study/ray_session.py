@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from study.settings import StudySettings
 from trainables.device import resolve_device
 from trainables.errors import UserError
+from trainables.tune_trial import SHARE
 
 
 class ClusterError(UserError):
@@ -130,7 +131,7 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
     cpus_per_trial = settings.cpus_per_trial or (
         1 if gpus_per_trial else max(1, min(largest, cpus // max(1, num_trials)))
     )
-    slots = sum(min(cores // cpus_per_trial, _on_gpus(there, gpus_per_trial, cores)) for cores, there in nodes)
+    slots = sum(_fitting(cores, there, cpus_per_trial, gpus_per_trial) for cores, there in nodes)
     # On a cluster that grows by itself more may come; here it cannot, and Ray Tune would wait for ever.
     if address == "local" and not slots:
         raise ClusterError(
@@ -146,11 +147,12 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
     return Resources(device, cpus_per_trial, gpus_per_trial, slots, slots if address == "local" else None)
 
 
-def _on_gpus(gpus: float, share: float, without: int) -> int:
-    """Return how many trials fit onto a node's GPUs: fractions share one, and none spans two."""
-    if not share:
-        return without
-    return int(gpus) * int(1 / share) if share < 1 else int(gpus / share)
+def _fitting(cpus: int, gpus: float, cpus_per_trial: int, gpus_per_trial: float) -> int:
+    """Return how many trials fit onto a node: fractions of GPUs share one, and none spans two."""
+    slots = cpus // cpus_per_trial
+    if not gpus_per_trial:
+        return slots
+    return min(slots, int(gpus) * int(1 / gpus_per_trial) if gpus_per_trial < 1 else int(gpus / gpus_per_trial))
 
 
 def check_storage_is_shared(run: Path) -> None:
@@ -181,7 +183,7 @@ def check_storage_is_shared(run: Path) -> None:
             if problem:
                 raise ClusterError(
                     f"{run}: is not shared by all nodes: {node['NodeManagerAddress']} cannot write there ({problem}); "
-                    "give an --out on storage that every node mounts, or a URI such as s3://bucket/runs"
+                    f"{SHARE}"
                 )
     finally:
         marker.unlink(missing_ok=True)

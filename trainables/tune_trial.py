@@ -19,6 +19,7 @@ from trainables.settings import TrialSettings
 from trainables.train import train
 
 OBJECTIVE = "objective"
+SHARE = "give an --out on storage that every node mounts, or a URI such as s3://bucket/runs"
 
 
 class StorageError(UserError):
@@ -55,10 +56,7 @@ def run_trial(
         StorageError: if this node does not see the run directory.
     """
     if run is not None and not Path(run, "study.yaml").exists():
-        raise StorageError(
-            f"{run}: is not shared by all nodes: {platform.node()} does not see it; give an --out on storage that "
-            "every node mounts, or a URI such as s3://bucket/runs"
-        )
+        raise StorageError(f"{run}: is not shared by all nodes: {platform.node()} does not see it; {SHARE}")
     torch.set_num_threads(num_threads)
     settings = TrialSettings(**{**fixed, **config["trial"]})
     train_data, val_data = ray.get(list(images))
