@@ -45,7 +45,7 @@ Rows = list[dict[str, Any]]
 MUON = {"optimizer": "muon", "lr": 0.01, "weight_decay": 0.1, "batch_size": 256}
 # What the times to an accuracy are of.
 RECIPES = {
-    "0.71": TrialSettings(**MUON, max_epochs=10, resolution="16,16,20,24,28"),
+    "0.71": TrialSettings(**MUON, max_epochs=12, resolution="16,16,20,24,28"),
     "0.75": TrialSettings(**MUON, label_smoothing=0.1, max_epochs=18, resolution="16,20,24,28"),
 }
 

@@ -146,7 +146,7 @@ def test_a_worker_is_lost_more_often_than_a_trial_may_fail(
     assert_as_undisturbed(f"worker {name}, no retries", tmp_path / "run", undisturbed, time.monotonic() - start, 2)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_checkpoint_is_damaged_with_its_worker(
     undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
@@ -417,6 +417,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
+@pytest.mark.slow
 def test_the_disk_of_temporary_files_is_full(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
     """There a checkpoint is written before it goes into the run."""
     run, start = drivers.directory / "runs/run", time.monotonic()
@@ -592,6 +593,7 @@ def test_a_trial_diverges(undisturbed: Path, overrides: list[str], tmp_path: Pat
     TABLE.append({"fault": "NaN", **count(run), "attempts": 1, "seconds": round(time.monotonic() - start, 1)})
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_do_not_touch_each_other(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
     start = time.monotonic()
     both = [drivers.start(*RUN[:-1], name, *overrides) for name in ("one", "two")]

@@ -182,7 +182,7 @@ def _interrupt(run: Path, keep: int) -> None:
         shutil.rmtree(run / "tune" / "attempt-1" / trial_id)
 
 
-@pytest.mark.parametrize("ended", [1, 3])
+@pytest.mark.parametrize("ended", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
     tiny: tuple[str, ...], tmp_path: Path, ended: int
 ) -> None:
