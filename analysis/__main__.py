@@ -1,20 +1,52 @@
-"""The command ``python -m analysis``: trials, epochs, report."""
+"""The command ``python -m analysis``: trials, epochs, explain, measures, claims, report."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from analysis.remote import run_path
+from analysis.claims import decide
+from analysis.compare import top_trials
+from analysis.explanations import explain_trials, load_measures, load_test_data
+from analysis.remote import local_run, run_path
 from analysis.report import write_report
 from analysis.tables import write_table
 from analysis.trials import load_epochs, load_trials, varied
 from trainables.errors import UserError
 
 # What a terminal shows of trials unless --columns says otherwise; files get every column.
-KEY_COLUMNS = ("run", "trial_id", "status", "epochs", "best_epoch", "val_accuracy", "train_accuracy", "train_seconds")
+KEY_COLUMNS = (
+    "run", "trial_id", "status", "epochs", "best_epoch", "val_accuracy", "test_accuracy", "train_accuracy",
+    "train_seconds",
+)  # fmt: skip
+
+
+def _claims(runs: Any) -> pd.DataFrame:
+    return decide(load_measures(runs))
+
+
+TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
+    "trials": (load_trials, "trial asked for"),
+    "epochs": (load_epochs, "epoch of each trial"),
+    "measures": (load_measures, "map, measure and test image of each explained trial"),
+    "claims": (_claims, "comparison that decides a claim about the explained trials' maps"),
+}
+EXAMPLES = {
+    "trials": (
+        'runs/demo --query "val_accuracy > 0.5 and lr <= 0.01"',
+        "runs/demo --sort=-val_accuracy --columns trial_id,lr,val_accuracy",
+        "runs/* --format parquet --output trials.parquet",
+    ),
+    "epochs": (
+        'runs/demo --query "epoch == 1" --sort=-val_accuracy',
+        "runs/* --format parquet --output epochs.parquet",
+    ),
+    "measures": ("runs/demo --query \"measure == 'gini'\"", "runs/* --format parquet --output measures.parquet"),
+    "claims": ("runs/demo --columns claim,verdict", "runs/demo --format csv --output claims.csv"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,16 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m analysis", description="Query the trials of runs, and report on them.", formatter_class=raw
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, what in (("trials", "trial asked for"), ("epochs", "epoch of each trial")):
+    for name, (_, what) in TABLES.items():
         table = commands.add_parser(
             name,
             help=f"print the {name} of runs as a table",
             description=f"One row for every {what}.",
             formatter_class=raw,
-            epilog="examples:\n"
-            f'  python -m analysis {name} runs/demo --query "val_accuracy > 0.5 and lr <= 0.01"\n'
-            f"  python -m analysis {name} runs/demo --sort=-val_accuracy --columns trial_id,lr,val_accuracy\n"
-            f"  python -m analysis {name} runs/* --format parquet --output {name}.parquet",
+            epilog="examples:\n" + "".join(f"  python -m analysis {name} {example}\n" for example in EXAMPLES[name]),
         )
         table.add_argument("runs", nargs="+", type=run_path, metavar="RUN", help="run directory, or its URI")
         table.add_argument("--query", metavar="EXPR", help="keep rows for which it is true (pandas.DataFrame.query)")
@@ -60,13 +89,26 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write [report/ in the first run; NAME-report of a URI]"
     )
-    report.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies, if it was moved")
-    report.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    explain = commands.add_parser(
+        "explain",
+        help="measure what the best networks of a run look at",
+        description="Compute test predictions, maps and their measures, and keep them in RUN/explanations. They are\n"
+        "columns of the run's trials then, such as saliency_energy_on_object, and the report uses them.",
+        formatter_class=raw,
+    )
+    explain.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
+    which = explain.add_mutually_exclusive_group()
+    which.add_argument("--top", type=int, default=4, metavar="K", help="configurations, with all their seeds [4]")
+    which.add_argument("--all", action="store_true", help="every trial that has a checkpoint")
+    for command in (explain, report):
+        command.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies, if it was moved")
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+        command.add_argument("--address", metavar="A", help="a Ray cluster to do it on, such as auto [here]")
     return parser
 
 
 def _table(args: argparse.Namespace) -> None:
-    load = load_trials if args.command == "trials" else load_epochs
+    load, _ = TABLES[args.command]
     table = load(args.runs[0] if len(args.runs) == 1 else args.runs)
     names = list(map(str, table.columns))
     telling = [*KEY_COLUMNS, *varied(table), *(name for name in ("stop_reason", "error") if name in names)]
@@ -102,9 +144,28 @@ def _check(chosen: Sequence[str], names: Sequence[str], option: str) -> None:
 def _report(args: argparse.Namespace) -> None:
     if args.top < 0:
         raise UserError(f"--top {args.top}: must be 0 or more")
-    file = write_report(args.runs, args.output, top=args.top, data_dir=args.data_dir, device=args.device)
+    options = {"data_dir": args.data_dir, "device": args.device, "address": args.address, "tell": _tell}
+    file = write_report(args.runs, args.output, top=args.top, **options)
     print(f"report: {file}\nas Markdown: {file.with_suffix('.md')}")
     print(f"next: open {file}, or python -m explain {args.runs[0]} --images FILE...")
+
+
+def _explain(args: argparse.Namespace) -> None:
+    if args.top < 1:
+        raise UserError(f"--top {args.top}: must be 1 or more")
+    run = local_run(args.run)
+    trials = load_trials(run)
+    chosen = trials[trials["checkpoint"].notna()] if args.all else top_trials(trials, args.top)
+    if chosen.empty:
+        raise UserError(f"{args.run}: no trial has a checkpoint yet")
+    data = load_test_data(run, args.data_dir)
+    explain_trials(run, chosen, data, args.device, args.address, _tell)
+    print(f"{len(chosen)} trials are explained: {run / 'explanations'}")
+    print(f"next: python -m analysis claims {args.run}, or python -m analysis trials {args.run} --format csv")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "report":
             _report(args)
+        elif args.command == "explain":
+            _explain(args)
         else:
             _table(args)
     except UserError as error:

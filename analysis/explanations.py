@@ -1,12 +1,17 @@
 """Top trials -> test predictions and maps, each computed once and kept under ``RUN/explanations/``.
 
-RUN/explanations/TRIAL/about.json     what was computed, from which checkpoint, on which test images
-RUN/explanations/TRIAL/arrays.npz     logits (N, C) of all test images; image indices (M,), saliency (M, 32, 32)
-                                      and Grad-CAM before its ReLU (M, h, w) of a seeded choice of them
+RUN/explanations/TRIAL/about.json         what was computed, from which checkpoint, on which test images
+RUN/explanations/TRIAL/arrays.npz         logits (N, C) of all test images; image indices (M,), saliency (M, H, W)
+                                          and Grad-CAM before its ReLU (M, h, w) of a seeded choice of them
+RUN/explanations/TRIAL/measures.parquet   what these maps show, image by image; see :mod:`analysis.measures`
+RUN/explanations/TRIAL/summary.json       test accuracy, and mean, 95 % interval and number of images of each measure of
+                                          the network's own maps: columns of the trial DataFrame
 """
 
 import json
 import os
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +20,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from analysis.remote import fetch_checkpoint, source
-from analysis.trials import RunError, read_study
-from explain.maps import explain, upsample
-from explain.measures import energy_on_object
+from analysis.compare import bootstrap_interval
+from analysis.measures import NUM_GRIDS, OWN, measure_maps
+from analysis.remote import RunPath, fetch_checkpoint, source
+from analysis.trials import RunError, load_trials, over_runs, read_study
+from explain.grid import choose_grids
+from explain.maps import Maps, stream
 from trainables.checkpoint import load_model
 from trainables.data import ImageData, load_data
-from trainables.device import autocast, resolve_device
+from trainables.device import autocast, place, resolve_device
+from trainables.resnet import ResNet18
 from trainables.train import to_input, to_tensors
 
 NUM_MAPS = 1000  # images with maps; seeded, the same for all trials of a run
@@ -38,8 +47,9 @@ class Explanation:
         logits: (N, C) float32, all N test images.
         labels: (N,) int64, the truth.
         indices: (M,) int64, the test images that have maps.
-        saliency: (M, 32, 32) float32, of the predicted class's logit.
+        saliency: (M, H, W) float32, of the predicted class's logit, at the resolution of the network's input.
         cam: (M, h, w) float32, Grad-CAM of the same before the ReLU; 4 x 4 at 32 pixels.
+        measures: one row a map, measure and image; see :func:`analysis.measures.measure_maps`.
     """
 
     trial_id: str
@@ -48,6 +58,7 @@ class Explanation:
     indices: NDArray[np.int64]
     saliency: NDArray[np.float32]
     cam: NDArray[np.float32]
+    measures: pd.DataFrame
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -87,21 +98,55 @@ def load_test_data(run: Path, data_dir: Path | None = None) -> ImageData:
     return data
 
 
-def explain_trial(run: Path, trial: pd.Series, data: ImageData, device: str = "auto") -> Explanation:
-    """Return a trial's test predictions and maps; they are computed once and then read.
+def explain_trials(
+    run: Path,
+    trials: pd.DataFrame,
+    data: ImageData,
+    device: str = "auto",
+    address: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Explanation]:
+    """Return trials' test predictions, maps and measures; they are computed once and then read.
 
     Args:
         run: run directory.
-        trial: a row of :func:`analysis.load_trials` with a checkpoint.
+        trials: rows of :func:`analysis.load_trials` with a checkpoint.
         data: the test images.
-        device: where to compute.
+        device: where to compute, here or on a worker.
+        address: a Ray cluster on which to compute, a trial a GPU where it has any; without it, it is done here.
+        tell: is told of each trial that was computed.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be used.
+        CheckpointError: if a checkpoint cannot be used.
+        UserError: if the cluster cannot be used.
     """
-    folder = run / "explanations" / str(trial["trial_id"])
-    about: dict[str, Any] = {
-        "format": 2,
+    abouts = [_about(run, trial, data) for _, trial in trials.iterrows()]
+    folders = [run / "explanations" / str(trial_id) for trial_id in trials["trial_id"]]
+    found = [_read(folder, about) for folder, about in zip(folders, abouts, strict=True)]
+    missing = [i for i, stored in enumerate(found) if stored is None]
+    jobs = (load_model(fetch_checkpoint(run / abouts[i]["checkpoint"]), "cpu") for i in missing)
+    if address and missing:
+        from analysis.ray_session import compute_on_cluster
+
+        results = compute_on_cluster(_compute, jobs, (data, device), address)
+    else:
+        results = (_compute(*job, data, device) for job in jobs)
+    for count, (i, result) in enumerate(zip(missing, results, strict=True), start=1):
+        found[i] = result
+        _write(folders[i], abouts[i], *result, data.labels)
+        tell(f"explained {folders[i].name}, {count} of {len(missing)}")
+    explanations = []
+    for folder, (arrays, measures) in zip(folders, filter(None, found), strict=True):
+        floats = {name: arrays[name].astype(np.float32) for name in ("logits", "saliency", "cam")}
+        explanations.append(
+            Explanation(folder.name, labels=data.labels, indices=arrays["indices"], measures=measures, **floats)
+        )
+    return explanations
+
+
+def _about(run: Path, trial: pd.Series, data: ImageData) -> dict[str, Any]:
+    return {
+        "format": 3,
         "checkpoint": os.path.relpath(trial["checkpoint"], run),
         "epoch": int(trial["best_epoch"]),
         "test_fingerprint": data.fingerprint(),
@@ -109,68 +154,110 @@ def explain_trial(run: Path, trial: pd.Series, data: ImageData, device: str = "a
         "num_maps": min(NUM_MAPS, len(data)),
         "score": "logit of the predicted class",
     }
-    stored = _read(folder, about)
-    if stored is None:
-        stored = _compute(Path(trial["checkpoint"]), data, about["num_maps"], device)
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / ".arrays.npz"
-        np.savez_compressed(draft, **stored)  # type: ignore[arg-type]
-        os.replace(draft, folder / "arrays.npz")
-        (folder / "about.json").write_text(json.dumps(about, indent=1))
-    arrays = {name: stored[name].astype(np.float32) for name in ("logits", "saliency", "cam")}
-    return Explanation(str(trial["trial_id"]), labels=data.labels, indices=stored["indices"], **arrays)
 
 
-def _read(folder: Path, about: dict[str, Any]) -> dict[str, NDArray[Any]] | None:
+def _read(folder: Path, about: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], pd.DataFrame] | None:
     try:
         if json.loads((folder / "about.json").read_text()) != about:
             return None
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("logits", "indices", "saliency", "cam")}
-    except (OSError, ValueError, KeyError):
+            found = {name: arrays[name] for name in ("logits", "indices", "saliency", "cam")}
+        return found, pd.read_parquet(folder / "measures.parquet")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None  # absent, half written or of another format: it is computed again
 
 
-def _compute(checkpoint: Path, data: ImageData, num_maps: int, device: str) -> dict[str, NDArray[Any]]:
-    model, about = load_model(fetch_checkpoint(checkpoint), device)
-    where = resolve_device(device)
-    images, _ = to_tensors(data, where)
-    settings, size = about["settings"], images.shape[1]
-    resolution = settings.resolution_at(about["epoch"])  # as in the validation that chose this epoch
-    with torch.no_grad(), autocast(where, settings.precision):
-        logits = [model(to_input(batch, resolution)).float().cpu() for batch in images.split(BATCH)]
-    # Maps in fp32: gradients of a bf16 network are visibly quantized.
-    indices = np.sort(np.random.default_rng(0).permutation(len(data))[:num_maps])
-    all_logits = torch.cat(logits)
-    chosen = torch.from_numpy(indices).to(where)
-    # The class explained is the one predicted above, also where fp32 would narrowly predict another.
-    batches = zip(images[chosen].split(BATCH), all_logits.argmax(1).to(where)[chosen].split(BATCH), strict=True)
-    maps = [explain(model, to_input(batch, resolution), target) for batch, target in batches]
-    return {
-        "logits": all_logits.numpy().astype(np.float32),
-        "indices": indices,
-        "saliency": upsample(torch.cat([m.saliency for m in maps]), (size, size)).cpu().numpy().astype(np.float32),
-        "cam": torch.cat([m.cam for m in maps]).cpu().numpy().astype(np.float32),
-    }
+def load_measures(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
+    """Return what the maps of explained trials show, image by image.
 
-
-def map_measures(explanation: Explanation, data: ImageData) -> pd.DataFrame:
-    """Return measures of each explained image's maps; only where the data has object masks.
+    Args:
+        runs: a run directory, or several; then a column ``run`` comes first.
 
     Returns:
-        One row an image: ``image``, ``correct``, ``saliency_energy_on_object``, ``gradcam_energy_on_object`` and
-        ``object_area``, the energy of a map that points nowhere, all as shares in [0, 1].
+        A DataFrame with ``trial_id``, ``map``, ``measure``, ``image`` and ``value``; see
+        :func:`analysis.measures.measure_maps`. No rows if no trial was explained.
+
+    Raises:
+        RunError: if a directory is no run, or a file of it cannot be read.
     """
-    if data.masks is None:
-        return pd.DataFrame()
-    masks = torch.from_numpy(data.masks[explanation.indices])
-    cam = upsample(torch.from_numpy(explanation.cam).relu(), (masks.shape[1], masks.shape[2]))
-    return pd.DataFrame(
-        {
-            "image": explanation.indices,
-            "correct": explanation.correct[explanation.indices],
-            "saliency_energy_on_object": energy_on_object(torch.from_numpy(explanation.saliency), masks).numpy(),
-            "gradcam_energy_on_object": energy_on_object(cam, masks).numpy(),
-            "object_area": masks.double().mean(dim=(1, 2)).numpy(),
-        }
+    return over_runs(runs, _measure_table)
+
+
+def _measure_table(run: Path) -> pd.DataFrame:
+    trials = load_trials(run)
+    columns = ["map", "measure", "image", "value"]
+    tables = [pd.DataFrame(columns=["trial_id", *columns])]
+    for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
+        file = run / "explanations" / trial_id / "measures.parquet"
+        try:
+            table = pd.read_parquet(file, columns=columns)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
+        tables.append(table.assign(trial_id=trial_id))
+    kinds = {"trial_id": "str", "map": "category", "measure": "category", "image": "int64", "value": "float32"}
+    return pd.concat([table.astype(kinds) for table in tables], ignore_index=True).astype(kinds)
+
+
+def _summary(
+    about: dict[str, Any], logits: NDArray[Any], labels: NDArray[Any], measures: pd.DataFrame
+) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "epoch": about["epoch"],
+        "num_test_images": len(labels),
+        "test_accuracy": float((logits.argmax(axis=1) == labels).mean()),
+    }
+    own = measures[measures["map"].isin(OWN)]
+    for (name, measure), group in own.groupby(["map", "measure"], observed=True, sort=False):
+        mean, low, high = bootstrap_interval(group["value"].to_numpy())
+        summary[f"{name}_{measure}"] = {"mean": mean, "low": low, "high": high, "num_images": len(group)}
+    return summary
+
+
+def _write(
+    folder: Path,
+    about: dict[str, Any],
+    arrays: dict[str, NDArray[Any]],
+    measures: pd.DataFrame,
+    labels: NDArray[np.int64],
+) -> None:
+    summary = _summary(about, arrays["logits"], labels, measures)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "about.json").unlink(missing_ok=True)  # until all is there, nothing is
+    np.savez_compressed(folder / ".arrays.npz", **arrays)  # type: ignore[arg-type]
+    measures.to_parquet(folder / ".measures.parquet", index=False)
+    (folder / ".summary.json").write_text(json.dumps(summary, indent=1))
+    (folder / ".about.json").write_text(json.dumps(about, indent=1))
+    for name in ("arrays.npz", "measures.parquet", "summary.json", "about.json"):
+        os.replace(folder / f".{name}", folder / name)
+
+
+def _compute(
+    model: ResNet18, about: dict[str, Any], data: ImageData, device: str
+) -> tuple[dict[str, NDArray[Any]], pd.DataFrame]:
+    where = resolve_device(device)
+    model = place(model, where)
+    images, _ = to_tensors(data, where)
+    settings = about["settings"]
+    resolution = settings.resolution_at(about["epoch"])  # as in the validation that chose this epoch
+
+    def pixels(indices: NDArray[np.int64]) -> Tensor:
+        return to_input(images[torch.from_numpy(indices).to(where)], resolution)
+
+    with torch.no_grad(), autocast(where, settings.precision):
+        logits = torch.cat([model(to_input(batch, resolution)).float() for batch in images.split(BATCH)])
+    # Maps in fp32: gradients of a bf16 network are visibly quantized.
+    indices = np.sort(np.random.default_rng(0).permutation(len(data))[:NUM_MAPS])
+    chosen = torch.from_numpy(indices).to(where)
+    # The class explained is the one predicted above, also where fp32 would narrowly predict another.
+    batches = (to_input(batch, resolution) for batch in images[chosen].split(BATCH))
+    parts = list(stream(model, batches, logits.argmax(dim=1)[chosen].split(BATCH), dtype=torch.float32))
+    maps = Maps(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "target", "saliency", "cam"))
     )
+    labels = torch.from_numpy(data.labels).to(where)
+    grids = choose_grids(logits, labels)[:NUM_GRIDS].cpu().numpy()
+    masks = None if data.masks is None else data.masks[indices]
+    arrays = {"logits": logits, "saliency": maps.saliency, "cam": maps.cam}
+    found = {name: array.cpu().numpy().astype(np.float32) for name, array in arrays.items()}
+    measures = measure_maps(model, pixels, indices, maps, masks, grids, data.labels, BATCH)
+    return {**found, "indices": indices}, measures

@@ -4,9 +4,10 @@ import base64
 import dataclasses
 import html
 import io
+import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import figures
+from analysis.claims import decide
 from analysis.compare import (
     amount_columns,
     asha_savings,
+    bootstrap_interval,
     compare_recipes,
     difference_of_means,
     mean_interval,
@@ -32,11 +35,33 @@ from analysis.compare import (
     top_trials,
     wilson_interval,
 )
-from analysis.explanations import Explanation, explain_trial, load_test_data, map_measures
+from analysis.explanations import Explanation, explain_trials, load_test_data
+from analysis.measures import OWN
 from analysis.remote import RunPath, is_uri, local_run, source
 from analysis.trials import HYPERPARAMETERS, RunError, load_epochs, load_trials, read_study, varied
 from trainables.data import ImageData
 
+MAP_TITLES = {
+    "saliency": "Saliency",
+    "gradcam": "Grad-CAM",
+    "pooled_saliency": "Pooled saliency",
+    "random": "Random map",
+    "sobel": "Edges (Sobel)",
+    "gaussian": "Middle of the image",
+}
+MEASURE_TITLES = {
+    "energy_on_object": "On object",
+    "energy_lift": "Lift over its area",
+    "grid_pointing": "Grid pointing",
+    "patch_fidelity": "Patch fidelity",
+    "deletion": "Deletion",
+    "insertion": "Insertion",
+    "total_variation": "Total variation",
+    "high_frequency_share": "High frequencies",
+    "gini": "Gini",
+    "max_sensitivity": "Max-sensitivity",
+    "likeness_untrained": "Likeness, untrained",
+}
 PANEL_RIGHT, PANEL_WRONG = 5, 3
 PANEL_NETWORKS = 4  # side by side; more would not be legible
 
@@ -73,6 +98,8 @@ def write_report(
     top: int = 4,
     data_dir: Path | None = None,
     device: str = "auto",
+    address: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write the report of one run or of several over the same data.
 
@@ -85,6 +112,8 @@ def write_report(
         top: how many configurations to evaluate on the test images and to explain; 0 leaves the test images alone.
         data_dir: where the data lies, if not where the study found it.
         device: where to compute predictions and maps.
+        address: a Ray cluster on which to compute them; see :func:`analysis.explain_trials`.
+        tell: is told of each trial that was explained.
 
     Returns:
         The path of ``report.html``.
@@ -112,7 +141,7 @@ def write_report(
     num_val = int(studies[0]["data"]["num_val_images"])
     recipes = compare_recipes(trials, num_val)
     chosen = top_trials(trials, top)
-    data, explanations = _explain(folders, chosen, data_dir, device) if len(chosen) else (None, [])
+    data, explanations = _explain(folders, chosen, data_dir, device, address, tell) if len(chosen) else (None, [])
     recipes = _with_test(recipes, explanations)
     trials["test_accuracy"] = trials["trial_id"].map({e.trial_id: e.accuracy for e in explanations}).astype("float64")
 
@@ -125,7 +154,9 @@ def write_report(
         "headline": _headline(recipes, explanations, trials, num_val, len(data) if data else 0),
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
-        "measures": _measure_rows(explanations, chosen, data, trials),
+        "looks_at": _looks_at(explanations[0], data) if data and explanations else "",
+        "measures": _measure_table(explanations[0]) if explanations else None,
+        "claims": _claim_rows(explanations) if explanations else [],
         "pictures": pictures,
         "counts": {str(k): int(n) for k, n in trials["status"].value_counts().items() if n},
         "trials": _trial_rows(trials),
@@ -157,16 +188,21 @@ def _check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -
 
 
 def _explain(
-    runs: Sequence[Path], chosen: pd.DataFrame, data_dir: Path | None, device: str
+    runs: Sequence[Path],
+    chosen: pd.DataFrame,
+    data_dir: Path | None,
+    device: str,
+    address: str | None,
+    tell: Callable[[str], None],
 ) -> tuple[ImageData, list[Explanation]]:
     data = load_test_data(runs[0], data_dir)
-    explanations = []
-    for _, trial in chosen.iterrows():
-        own = trial.copy()
-        own["trial_id"] = str(trial["trial_id"]).split("/")[-1]
-        found = explain_trial(Path(trial["run"]), own, data, device)
-        explanations.append(dataclasses.replace(found, trial_id=str(trial["trial_id"])))
-    return data, explanations
+    found: dict[str, Explanation] = {}
+    for run, trials in chosen.groupby("run", sort=False):
+        own = trials.assign(trial_id=trials["trial_id"].str.split("/").str[-1])
+        explanations = explain_trials(Path(str(run)), own, data, device, address, tell)
+        for trial_id, explanation in zip(trials["trial_id"], explanations, strict=True):
+            found[trial_id] = dataclasses.replace(explanation, trial_id=trial_id)
+    return data, [found[trial_id] for trial_id in chosen["trial_id"]]
 
 
 def _with_test(recipes: pd.DataFrame, explanations: Sequence[Explanation]) -> pd.DataFrame:
@@ -286,19 +322,57 @@ def _best(trials: pd.DataFrame, recipes: pd.DataFrame, study: dict[str, Any]) ->
     return {"values": values, "trial_id": row.name, "command": command}
 
 
-def _measure_rows(
-    explanations: Sequence[Explanation], chosen: pd.DataFrame, data: ImageData | None, trials: pd.DataFrame
-) -> list[dict[str, str]]:
-    if data is None or data.masks is None:
-        return []
-    columns = recipe_columns(trials)
+def _looks_at(best: Explanation, data: ImageData) -> str:
+    """Say where the maps of the best network lie."""
+
+    def share(name: str, measure: str) -> str:
+        table = best.measures
+        values = table[(table["map"] == name) & (table["measure"] == measure)]["value"].to_numpy()
+        return interval(*bootstrap_interval(values)) if len(values) else ""
+
+    if data.masks is not None:
+        cam, saliency = (share(name, "energy_on_object") for name in OWN[::-1])
+        area = percent(float(data.masks[best.indices].mean()))
+        return (
+            f"{cam} of its Grad-CAM and {saliency} of its saliency lie on the object, which covers {area} of the image."
+        )
+    cam, saliency = (share(name, "grid_pointing") for name in OWN[::-1])
+    if not cam:
+        return ""
+    return (
+        f"of four images in one, {cam} of its Grad-CAM and {saliency} of its saliency lie on the one whose class is "
+        "explained; by chance that is 25 %."
+    )
+
+
+def _measure_table(best: Explanation) -> dict[str, Any]:
+    """Return the measures of the best network's maps and of the controls, for people to read."""
+    means: dict[str, dict[str, str]] = {}
+    for (name, measure), group in best.measures.groupby(["map", "measure"], observed=True):
+        mean, low, high = bootstrap_interval(group["value"].to_numpy())
+        if math.isfinite(mean):
+            cell = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
+            means.setdefault(str(name), {})[str(measure)] = cell.replace("-", "−")
+    shown = [measure for measure in MEASURE_TITLES if any(measure in row for row in means.values())]
+    return {
+        "columns": [MEASURE_TITLES[measure] for measure in shown],
+        "rows": [(title, [means.get(name, {}).get(m, "") for m in shown]) for name, title in MAP_TITLES.items()],
+        "num_images": len(best.indices),
+    }
+
+
+def _claim_rows(explanations: Sequence[Explanation]) -> list[dict[str, str]]:
+    measures = pd.concat([e.measures.assign(trial_id=e.trial_id) for e in explanations], ignore_index=True)
     rows = []
-    for explanation, (_, trial) in zip(explanations, chosen.iterrows(), strict=True):
-        measures = map_measures(explanation, data)
-        row = {"recipe": recipe_name(trial, columns), "trial_id": str(trial["trial_id"]), "n": f"{len(measures):,}"}
-        for name in ("saliency_energy_on_object", "gradcam_energy_on_object", "object_area"):
-            row[name] = interval(*mean_interval(measures[name].to_numpy()))
-        rows.append(row)
+    for (claim, verdict), group in decide(measures).groupby(["claim", "verdict"], sort=False):
+        evidence = "; ".join(
+            f"{MEASURE_TITLES[c['measure']].lower()} against {MAP_TITLES.get(c['than'], c['than']).lower()} "
+            f"{c['difference']:+.2f} ({c['low']:+.2f} to {c['high']:+.2f})".replace("-", "−")
+            for _, c in group.iterrows()
+        )
+        images = sorted(set(group["num_images"]))
+        count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
+        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": evidence, "num_images": count})
     return rows
 
 

@@ -5,12 +5,13 @@ RUN/manifest.json                       every trial that was asked for, written 
 RUN/events.jsonl                        attempts, starts and ends of trials, epochs, ASHA's decisions; append-only
 RUN/lock                                held by the process that runs the study
 RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best epoch and, until it has ended, the last two
+RUN/explanations/TRIAL/summary.json     of explained trials; see :mod:`analysis.explanations`
 """
 
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ DECISION_COLUMNS: dict[str, Any] = {
 }
 # Both become paths: of a stranger's run, they must not lead out of it.
 _TRIAL_ID = re.compile(r"[\w-]+")
+# Measures of a network's own maps, as columns.
+_MEASURE = re.compile(r"(saliency|gradcam)_[a-z_]+")
 _CHECKPOINT = re.compile(r"tune/attempt-\d+/[\w-]+/checkpoint_\d+")
 
 
@@ -142,10 +145,14 @@ def load_trials(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
         ``generalization_gap`` is train minus validation accuracy there. ``checkpoint`` is the path of that epoch's
         checkpoint. What is not known is missing (NaN or <NA>).
 
+        Where trials were explained (by the report, or ``python -m analysis explain``), there follow ``test_accuracy``
+        and the measures of their maps on test images, for example ``saliency_energy_on_object``, as mean and, with
+        ``_low`` and ``_high``, 95 % interval over images; see :mod:`analysis.measures`.
+
     Raises:
         RunError: if a directory is no run.
     """
-    return _over_runs(runs, _trial_table)
+    return over_runs(runs, _trial_table)
 
 
 def load_epochs(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
@@ -159,7 +166,7 @@ def load_epochs(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
     Raises:
         RunError: if a directory is no run.
     """
-    return _over_runs(runs, _epoch_table)
+    return over_runs(runs, _epoch_table)
 
 
 def load_decisions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
@@ -176,7 +183,7 @@ def load_decisions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
     Raises:
         RunError: if a directory is no run.
     """
-    return _over_runs(runs, _decision_table)
+    return over_runs(runs, _decision_table)
 
 
 def load_checkpoints(run: RunPath) -> dict[str, dict[int, str]]:
@@ -208,10 +215,10 @@ def is_running(run: RunPath) -> bool:
     return is_held(folder) or is_run_elsewhere(folder)
 
 
-def _over_runs(runs: RunPath | Iterable[RunPath], table: Any) -> pd.DataFrame:
+def over_runs(runs: RunPath | Iterable[RunPath], table: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    """Return the table of a run, or of several under each other with a column ``run`` in front."""
     if isinstance(runs, str | Path):
-        result: pd.DataFrame = table(local_run(runs))
-        return result
+        return table(local_run(runs))
     tables = [(str(run), table(local_run(run))) for run in runs]
     if not tables:
         raise RunError("no run given")
@@ -241,7 +248,24 @@ def _trial_table(run: Path) -> pd.DataFrame:
     rows += [{"trial_id": f"pending-{i + 1}", "status": "pending", "epochs": 0} for i in range(len(rows), asked)]
     frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS])
     fields = TrialSettings.model_fields
-    return frame.astype(TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS})
+    kinds = TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS}
+    measured = pd.DataFrame([_measured(run, row["trial_id"], row.get("best_epoch")) for row in rows])
+    return pd.concat([frame.astype(kinds), measured.astype("float64")], axis=1)
+
+
+def _measured(run: Path, trial_id: str, epoch: int | None) -> dict[str, float]:
+    """Return what is known of a trial's maps; nothing if they are of another epoch than its best."""
+    summary = _read_json(run / "explanations" / trial_id / "summary.json")
+    if not isinstance(summary, dict) or summary.get("epoch") != epoch:
+        return {}
+    columns = {}
+    for name, value in summary.items():
+        if name == "test_accuracy" and isinstance(value, float):
+            columns[name] = value
+        elif _MEASURE.fullmatch(name) and isinstance(value, dict):
+            parts = {"": value.get("mean"), "_low": value.get("low"), "_high": value.get("high")}
+            columns |= {f"{name}{end}": part for end, part in parts.items() if isinstance(part, float)}
+    return columns
 
 
 def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _explain(args: argparse.Namespace) -> int:
             skipped += 1
             continue
         pixels = torch.from_numpy(np.array(image))[None].to(resolve_device(args.device))
-        maps = explain(model, to_input(pixels, about["settings"].resolution_at(about["epoch"])))
+        maps = explain(model, to_input(pixels, about["settings"].resolution_at(about["epoch"])), dtype=torch.float32)
         probabilities = maps.logits[0].softmax(0).cpu().numpy()
         name = next(n for n in (file.stem, *(f"{file.stem}-{i}" for i in range(2, 10_000))) if n not in written)
         written.add(name)

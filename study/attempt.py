@@ -24,6 +24,7 @@ from ray.tune.logger import TBXLoggerCallback
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from analysis.ray_session import ClusterError
 from analysis.remote import RunPath, is_uri, open_storage, source
 from analysis.trials import ENDED, load_checkpoints, load_decisions, load_epochs, load_faults, load_trials
 from study.asha import RecordingASHA
@@ -31,8 +32,8 @@ from study.disk import Checkpoints, DiskFullError, as_text, free_bytes
 from study.events import EventLog
 from study.manifest import read_manifest
 from study.progress import Progress
-from study.ray_session import ClusterError, Resources
 from study.recorder import Guard, Recorder, in_short, is_disk_full, settings_of
+from study.resources import Resources
 from study.settings import StudySettings
 from study.space import fixed_settings, optuna_space
 from study.supervise import AttemptError, Interruption

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import yaml
 
+from analysis.ray_session import ClusterError, ray_session
 from analysis.remote import RunPath, copy_of, exists, is_held, is_uri, local_run, show_life
 from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study
 from study.attempt import run_attempt
@@ -25,7 +26,7 @@ from study.manifest import (
     write_atomically,
     write_manifest,
 )
-from study.ray_session import ClusterError, check_storage_is_shared, ray_session, share_out
+from study.resources import check_storage_is_shared, share_out
 from study.settings import StudySettings, check_settings
 from study.space import fixed_settings, list_trials
 from study.supervise import Interruption, StudyError, holding, interruptible, supervise

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.ray_session import ClusterError
 from analysis.remote import RemoteError, TakenError, is_run_elsewhere, is_uri, show_life, source
 from analysis.trials import ENDED, RunError, load_faults, load_trials
-from study.ray_session import ClusterError
 from trainables.errors import UserError
 
 # Attempts in a row that may fail without one more epoch, or the end of one more trial.

@@ -7,6 +7,7 @@ import pytest
 
 from analysis import accuracy_over, asha_savings, compare_recipes, top_trials
 from analysis.compare import (
+    bootstrap_interval,
     difference_of_means,
     mean_interval,
     paired_difference,
@@ -107,6 +108,66 @@ def test_mean_interval_by_hand():
     assert np.isnan(mean_interval([0.7])[1:]).all()
     assert np.isnan(mean_interval([NAN, NAN])).all()
     assert np.isnan(mean_interval([])).all()
+
+
+def test_bootstrap_interval_by_hand():
+    # Both zeros, both ones, or one of each: 1/4, 1/4 and 1/2 of the resamples.
+    assert bootstrap_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)
+    # Of 20 values one is 0: 92 % of the resamples hold it twice at most, 98 % three times, 36 % never.
+    values = np.array([1.0] * 19 + [0.0])
+    assert bootstrap_interval(values) == pytest.approx((0.95, 0.85, 1.0))
+    assert bootstrap_interval(np.full(8, 0.25)) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("n", [10, 40])
+def test_bootstrap_interval_is_that_of_resamples_drawn_one_by_one(n):
+    # Skewed, so that the limits lie at unequal distances and each is seen for itself.
+    values = np.random.default_rng(n).exponential(1, n)
+    rng = np.random.default_rng(1)
+    means = [values[rng.integers(0, n, n)].mean() for _ in range(10_000)]
+    found = bootstrap_interval(values)
+    assert found[0] == pytest.approx(values.mean())
+    # By chance, limits of 2,000 resamples are 0.06 standard errors off.
+    tolerance = 0.15 * values.std() / math.sqrt(n)
+    assert found[1:] == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=tolerance)
+
+
+def test_bootstrap_interval_of_many_values_is_students():
+    values = np.random.default_rng(0).normal(3, 2, 1000)
+    error = values.std(ddof=1) / math.sqrt(1000)
+    assert bootstrap_interval(values) == pytest.approx(mean_interval(values), abs=0.15 * error)
+
+
+def test_bootstrap_interval_narrows_with_the_square_root():
+    values = np.random.default_rng(0).normal(0, 1, 50)
+    widths = [high - low for _, low, high in (bootstrap_interval(np.tile(values, times)) for times in (1, 4, 16))]
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.1)
+    assert widths[1] / widths[2] == pytest.approx(2, rel=0.1)
+
+
+def test_bootstrap_interval_leaves_out_what_is_no_number():
+    values = np.random.default_rng(0).normal(0, 1, 20).astype(np.float32)
+    holes = np.insert(values, [0, 7, 20], [NAN, math.inf, NAN])
+    assert bootstrap_interval(holes) == bootstrap_interval(values)
+    assert np.isfinite(bootstrap_interval(holes)).all()
+
+
+def test_bootstrap_interval_of_fewer_than_two_values_has_no_limits():
+    for values in ([], [NAN], [NAN, NAN]):
+        assert np.isnan(bootstrap_interval(np.array(values))).all()
+    for values in ([0.5], [NAN, 0.5]):
+        mean, *limits = bootstrap_interval(np.array(values))
+        assert mean == 0.5
+        assert np.isnan(limits).all()
+
+
+def test_bootstrap_interval_is_the_same_each_time():
+    values = np.random.default_rng(0).normal(0, 1, 30)
+    first = bootstrap_interval(values)
+    for n in range(2, 8):  # more than are kept in memory
+        bootstrap_interval(values[:n])
+    assert bootstrap_interval(values) == first
+    assert bootstrap_interval(values + 8) == pytest.approx(np.add(first, 8))
 
 
 def test_paired_difference_by_hand():

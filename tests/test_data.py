@@ -440,7 +440,9 @@ def test_missing_default_directory_is_refused(tmp_path, monkeypatch):
 def test_unknown_data_set_is_refused(tmp_path):
     with pytest.raises(DataError) as error:
         load_data("cifar1000", "train", tmp_path)
-    assert_says(str(error.value), "'cifar1000'", "shapes100, cifar100, cifar10, folder")
+    assert_says(
+        str(error.value), "'cifar1000'", "shapes100, shapes100-biased, shapes100-scene, cifar100, cifar10, folder"
+    )
 
 
 # ---- One picture
@@ -642,11 +644,143 @@ def test_shapes_use_exactly_rounded_arithmetic_only(name):
     assert used <= exact  # IEEE 754 asks for correct rounding of these; power and sine differ between machines
 
 
+@pytest.mark.parametrize("dataset", ["shapes100", "shapes100-biased", "shapes100-scene"])
 @pytest.mark.parametrize(("split", "size"), [("train", 99), ("train", 50_001), ("test", 10_001)])
-def test_impossible_number_of_shapes_is_refused(split, size):
+def test_impossible_number_of_shapes_is_refused(split, size, dataset):
     with pytest.raises(DataError) as error:
-        load_data("shapes100", split, size=size)
-    assert_says(str(error.value), size, "shapes100", split, "100 to")
+        load_data(dataset, split, size=size)
+    assert_says(str(error.value), size, f"of {dataset} {split}", "100 to")
+
+
+def eroded(masks: np.ndarray, reach: int) -> np.ndarray:
+    """Where all pixels so far to each side are True too."""
+    side = 2 * reach + 1
+    padded = np.pad(masks, ((0, 0), (reach, reach), (reach, reach)))
+    return np.logical_and.reduce([padded[:, i : i + 32, j : j + 32] for i in range(side) for j in range(side)])
+
+
+GRAINY = 0.08  # of the way from one colour to the other, from a pixel to the next
+
+
+def seen_scenes(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Tell the kind of background from the pixels alone: its two colours, and how much neighbours differ."""
+    palette = np.array([shapes._COLOURS[name.split(" ")[1]] for name in shapes.SCENE_NAMES[::2]])
+    line = palette[:, 1] - palette[:, 0]
+    kinds = []
+    for image, where in zip(images / 255.0, eroded(~masks, 1), strict=True):
+        # The distance of each pixel to the line between a kind's colours, along which its two are mixed.
+        from_first = image[where] - palette[:, :1]
+        share = (from_first * line[:, None]).sum(2) / (line**2).sum(1)[:, None]
+        off = np.linalg.norm(from_first - share.clip(0, 1)[..., None] * line[:, None], axis=2)
+        own = np.median(off, axis=1).argmin()
+        along = image @ line[own] / (line[own] ** 2).sum()
+        steps = np.diff(along, axis=1)[where[:, 1:] & where[:, :-1]]
+        kinds.append(2 * own + (np.median(np.abs(steps)) > GRAINY))
+    return np.array(kinds)
+
+
+@pytest.mark.parametrize("backgrounds", [0, 1])
+def test_in_biased_train_the_background_is_that_of_the_superclass(backgrounds):
+    images, labels, masks = shapes.draw_shapes(300, "train", 0, "biased", backgrounds)
+    np.testing.assert_array_equal(labels, np.arange(300) % 100)
+    assert (seen_scenes(images, masks) == labels // 5).mean() > 0.9
+
+
+@pytest.mark.parametrize("backgrounds", [0, 1])
+def test_in_biased_test_the_background_tells_nothing_of_the_superclass(backgrounds):
+    images, labels, masks = shapes.draw_shapes(1000, "test", 0, "biased", backgrounds)
+    counts = np.zeros((20, 20))
+    np.add.at(counts, (labels // 5, seen_scenes(images, masks)), 1)
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / 1000
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_squared - 19 * 19) < 4 * np.sqrt(2 * 19 * 19)
+    assert np.trace(counts) / 1000 == pytest.approx(1 / 20, abs=0.03)
+    assert counts.sum(0).min() > 20  # of 50: every kind is there
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("backgrounds", [0, 1])
+def test_in_scene_the_background_is_the_class(split, backgrounds):
+    images, labels, masks = shapes.draw_shapes(300, split, 0, "scene", backgrounds)
+    np.testing.assert_array_equal(labels, np.arange(300) % 20)
+    assert (seen_scenes(images, masks) == labels).mean() > 0.9
+
+
+def test_in_scene_the_object_tells_nothing_of_the_class(monkeypatch):
+    def numbered(objects: np.ndarray, *_: object) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.broadcast_to(objects[:, None, None, None].astype(np.uint8), (500, 32, 32, 3))
+        return pixels, np.zeros((500, 32, 32), np.bool_)
+
+    monkeypatch.setattr(shapes, "_draw_block", numbered)
+    images, labels, _ = shapes.draw_shapes(10_000, "train", 0, "scene")
+    objects = images[:, 0, 0, 0]
+    counts = np.zeros((20, 100))
+    np.add.at(counts, (labels, objects), 1)
+    assert abs(((counts - 5) ** 2 / 5).sum() - 1999) < 4 * np.sqrt(2 * 1999)
+    assert len(np.unique(objects.reshape(20, 500), axis=0)) == 20  # every block has its own
+    np.testing.assert_array_equal(shapes.draw_shapes(10_000, "train", 0, "scene", 7)[0], images)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("variant", ["clean", "biased", "scene"])
+def test_other_backgrounds_stand_behind_the_same_objects(variant, split):
+    images, labels, masks = shapes.draw_shapes(200, split, 3, variant)
+    other, other_labels, other_masks = shapes.draw_shapes(200, split, 3, variant, 1)
+    np.testing.assert_array_equal(labels, other_labels)
+    np.testing.assert_array_equal(masks, other_masks)
+    changed, inside = (images != other).any(3), eroded(masks, 1)
+    assert inside.any((1, 2)).all()
+    # A little shines through the seam of the heart's lobes and its tip, where the distance to both outlines is small.
+    assert (changed & inside).sum() < inside.sum() / 1000
+    if variant != "scene":
+        hearts = labels // 5 == shapes.SUPERCLASS_NAMES.index("heart")
+        assert not (changed & inside)[~hearts].any()
+    # The distractor stays too, on 55 pixels at most.
+    share = (changed & ~masks).sum((1, 2)) / (~masks).sum((1, 2))
+    assert share.min() > 0.8
+    assert np.median(share) > 0.95
+
+
+@pytest.mark.parametrize("variant", ["clean", "biased", "scene"])
+def test_the_same_number_gives_the_same_backgrounds_and_another_others(variant):
+    first, again, other = (shapes.draw_shapes(50, "test", 0, variant, number)[0] for number in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    own = shapes.draw_shapes(50, "test", 0, variant)[0]
+    other_seed = shapes.draw_shapes(50, "test", 1, variant, 1)[0]
+    assert len({image[0].tobytes() for images in (own, first, other, other_seed) for image in images}) == 4 * 50
+
+
+@pytest.mark.parametrize(("variant", "backgrounds"), [("clean", 2), ("biased", 0), ("biased", 2), ("scene", 0)])
+def test_fewer_shapes_of_a_variant_are_a_prefix_of_more(variant, backgrounds):
+    many = shapes.draw_shapes(600, "test", 3, variant, backgrounds)
+    for count in (1, 500, 501):
+        for few, all_of_them in zip(shapes.draw_shapes(count, "test", 3, variant, backgrounds), many, strict=True):
+            np.testing.assert_array_equal(few, all_of_them[:count])
+
+
+def test_biased_shapes_are_the_clean_ones_before_other_backgrounds():
+    biased, clean = (load_data(f"shapes100{suffix}", "test", size=200, seed=5) for suffix in ("-biased", ""))
+    for name in ("class_names", "superclass_names", "superclasses"):
+        assert getattr(biased, name) == getattr(clean, name)
+    drawn = shapes.draw_shapes(200, "test", 5, "biased")
+    for found, expected in zip((biased.images, biased.labels, biased.masks), drawn, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(biased.masks, clean.masks)
+    hearts = clean.labels // 5 == clean.superclass_names.index("heart")
+    inside = eroded(clean.masks, 1) & ~hearts[:, None, None]  # a little shines through these
+    np.testing.assert_array_equal(biased.images[inside], clean.images[inside])
+    assert (biased.images != clean.images)[~clean.masks].any(1).mean() > 0.9
+
+
+def test_scenes_are_loaded_with_their_kinds_as_classes():
+    data = load_data("shapes100-scene", "test", size=200, seed=5)
+    assert data.class_names == shapes.SCENE_NAMES
+    assert len(set(data.class_names)) == 20
+    assert (data.superclass_names, data.superclasses) == ((), ())
+    assert (np.bincount(data.labels) == 10).all()
+    drawn = shapes.draw_shapes(200, "test", 5, "scene")
+    for found, expected in zip((data.images, data.labels, data.masks), drawn, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 # ---- ImageData
@@ -785,3 +919,17 @@ def test_every_machine_draws_the_same():
     images, labels, masks = shapes.draw_shapes(500, "train", 0)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes() + masks.tobytes()).hexdigest()
     assert digest == "9ae4e1afac70fa91cac0967ab45db9a55ec95fb1f62d45b1702bedac03a3d953"
+
+
+@pytest.mark.parametrize(
+    ("variant", "backgrounds", "expected"),
+    [
+        ("biased", 0, "58b8d430557973f53eb2fed7b68905521cc751651d09d4e731f40f9f6db71f14"),
+        ("biased", 1, "d7e49d4d71ca3659959150f98616c467ba2b8d5ef6562cb12560c33b01cffdce"),
+        ("scene", 0, "4f28a6c9823010e99a9b48658f85483484a05063b5931996baf4d2ebdb50d147"),
+        ("scene", 1, "42c213e67c2fa2d22e666c02bc8ccb71cc244692aa7c5598c6975a323aadc5cd"),
+    ],
+)
+def test_every_machine_draws_the_same_variants(variant, backgrounds, expected):
+    drawn = shapes.draw_shapes(500, "test", 0, variant, backgrounds)
+    assert hashlib.sha256(b"".join(part.tobytes() for part in drawn)).hexdigest() == expected

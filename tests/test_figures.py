@@ -254,7 +254,7 @@ def explanation(correct: list[bool], indices: list[int] | None = None) -> Explan
     logits = np.eye(4, dtype=np.float32)[np.where(correct, labels, (labels + 1) % 4)]
     indices = list(range(len(correct))) if indices is None else indices
     maps = rng.random((len(indices), 32, 32), dtype=np.float32)
-    return Explanation("t0", logits, labels, np.array(indices), maps, maps[:, ::8, ::8] - 0.3)
+    return Explanation("t0", logits, labels, np.array(indices), maps, maps[:, ::8, ::8] - 0.3, pd.DataFrame())
 
 
 def test_chosen_images_are_right_ones_and_then_wrong_ones():

@@ -1,13 +1,24 @@
 import copy
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from captum.attr import LayerGradCam, Saliency
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from explain import ModelError, explain, upsample
+import explain as package
+from explain import ModelError, upsample
+from explain import maps as maps_module
 from trainables import ResNet18
+
+# Exact unless a test says otherwise.
+explain = functools.partial(package.explain, dtype=torch.float32)
+grad_cam = functools.partial(package.grad_cam, dtype=torch.float32)
+stream = functools.partial(package.stream, dtype=torch.float32)
 
 
 class Tiny(nn.Module):
@@ -145,6 +156,125 @@ def test_maps_agree_with_autograd(score, dtype, atol):
     torch.testing.assert_close(maps.cam, cam, rtol=0, atol=atol, check_dtype=False)
 
 
+def test_grad_cam_alone_is_that_of_both_maps():
+    model, x, target = resnet(), images(), torch.tensor([1, 0, 2])
+    for score in ("logit", "log_prob"):
+        assert torch.equal(grad_cam(model, x, target=target, score=score), explain(model, x, target, score).cam)
+    assert torch.equal(grad_cam(model, x), explain(model, x).cam)
+
+
+@pytest.mark.parametrize("score", ["logit", "log_prob"])
+def test_gradients_at_the_last_stage_give_the_closed_form(score):
+    model, x, target = resnet(), images(), torch.tensor([1, 0, 2])
+    exact, by_gradient = explain(model, x, target, score), explain(model, x, target, score, layer=model.layer4)
+    for name in vars(exact):
+        torch.testing.assert_close(getattr(by_gradient, name), getattr(exact, name), rtol=0, atol=1e-6)
+    alone = grad_cam(model, x, model.layer4, target, score)
+    torch.testing.assert_close(alone, exact.cam, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["stem", "layer2", "layer3.0.conv1", "layer4.1.conv2", "layer4.1.bn2"])
+def test_grad_cam_of_any_layer_agrees_with_captum(path):
+    model, x, target = resnet(), images(), torch.tensor([0, 3, 4])
+    layer = model.get_submodule(path)
+    expected = LayerGradCam(model, layer).attribute(x.clone(), target, relu_attributions=False)[:, 0].detach()
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(grad_cam(model, x, layer, target), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(explain(model, x, target, layer=layer).cam, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["layer4", "layer4.1.bn2", "layer3.0.bn1"])
+def test_networks_that_are_not_ours_are_explained_too(path):
+    """torchvision's ResNet overwrites the output of its batch norms in place."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=7).eval()
+    x, target = images(2), torch.tensor([6, 2])
+    layer = model.get_submodule(path)
+    with pytest.raises(ModelError, match=r"ResNet: .*name a layer, as in layer=model\.layer4"):
+        explain(model, x)
+    maps = explain(model, x, target, layer=layer)
+    saliency = Saliency(model).attribute(x.clone().requires_grad_(), target, abs=True).amax(1)
+    cam = LayerGradCam(model, layer).attribute(x.clone(), target, relu_attributions=False)[:, 0].detach()
+    torch.testing.assert_close(maps.saliency, saliency, rtol=0, atol=1e-6)
+    torch.testing.assert_close(maps.cam, cam, rtol=0, atol=1e-6)
+    torch.testing.assert_close(grad_cam(model, x, layer, target), cam, rtol=0, atol=1e-6)
+
+
+def test_maps_as_pytorch_grad_cam_shows_them():
+    model, x, target = resnet(), images(), [0, 3, 4]
+    with GradCAM(model, [model.layer4]) as theirs:
+        expected = theirs(x.clone(), [ClassifierOutputTarget(c) for c in target])
+
+    def stretch(maps: Tensor) -> Tensor:
+        maps = maps - maps.amin((1, 2), keepdim=True)
+        return maps / (1e-7 + maps.amax((1, 2), keepdim=True))
+
+    shown = stretch(upsample(stretch(grad_cam(model, x, target=torch.tensor(target)).relu()), (32, 32)))
+    torch.testing.assert_close(shown, torch.from_numpy(expected), rtol=0, atol=1e-6)
+
+
+def test_several_classes_of_an_image_are_explained_at_once():
+    model, x, targets = resnet(), images(2), torch.tensor([[4, 0, 1], [2, 2, 3]])
+    for layer in (None, model.layer4, model.layer2):
+        maps = explain(model, x, targets, layer=layer)
+        side = 16 if layer is model.layer2 else 4
+        assert [tuple(t.shape) for t in vars(maps).values()] == [(2, 5), (2, 3), (2, 3, 32, 32), (2, 3, side, side)]
+        assert torch.equal(maps.target, targets)
+        torch.testing.assert_close(grad_cam(model, x, layer, targets), maps.cam, rtol=0, atol=1e-6)
+        for t in range(3):
+            single = explain(model, x, targets[:, t], layer=layer)
+            torch.testing.assert_close(maps.saliency[:, t], single.saliency, rtol=0, atol=1e-6)
+            torch.testing.assert_close(maps.cam[:, t], single.cam, rtol=0, atol=1e-6)
+
+
+def test_a_stream_is_its_batches_explained():
+    model, x, targets = resnet(), images(5), torch.tensor([1, 0, 2, 4, 4])
+    for given in (None, targets):
+        streamed = list(stream(model, iter(x.split(2)), None if given is None else given.split(2)))
+        assert [len(maps.target) for maps in streamed] == [2, 2, 1]
+        whole = explain(model, x, given)
+        for name in vars(whole):
+            joined = torch.cat([getattr(maps, name) for maps in streamed])
+            torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=1e-6)
+
+
+def test_a_stream_asks_for_a_batch_when_it_is_needed_and_leaves_the_mode_between():
+    model, asked = resnet().train(), []
+
+    def batches():
+        for i in range(3):
+            asked.append(i)
+            yield images(2)
+
+    for count, _ in enumerate(stream(model, batches()), start=1):
+        assert len(asked) == count
+        assert model.training
+    assert count == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "found"), [("relu", "3"), ("unused", "0"), ("head", r"one of shape \(2, 5\)"), ("pair", "one of shape")]
+)
+def test_a_layer_that_has_no_map_is_refused(path, found):
+    class Odd(ResNet18):
+        def __init__(self):
+            super().__init__(num_classes=5, width=4)
+            self.relu, self.unused, self.pair = nn.ReLU(), nn.Conv2d(3, 3, 1), nn.Flatten(2)
+
+        def features(self, x):
+            for _ in range(3):
+                x = self.relu(x)
+            out = super().features(x)
+            return self.pair(out).view(out.shape)
+
+    model = Odd().train()
+    for function in (explain, grad_cam):
+        with pytest.raises(ModelError, match=rf"needs one output \(N, K, h, w\) a batch, not {found}"):
+            function(model, images(2), layer=model.get_submodule(path))
+    assert model.training
+    assert set(state(model)["hooks"]) == {0}
+
+
 def test_scores_have_different_maps():
     model, x = resnet(), images()
     logit, log_prob = explain(model, x, score="logit"), explain(model, x, score="log_prob")
@@ -217,6 +347,21 @@ def test_bf16_is_close_to_fp32():
         assert 0 < error < limit, f"{name} is off by {error:.3f}"
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_is_the_hardwares_unless_given(fast, monkeypatch):
+    monkeypatch.setattr(maps_module, "multiplies_bf16", lambda device: fast)
+    model, x, target = resnet(), images(), torch.tensor([1, 0, 2])
+    half, exact = (package.explain(model, x, target, dtype=t) for t in (torch.bfloat16, torch.float32))
+    assert not torch.equal(half.saliency, exact.saliency)
+    found = package.explain(model, x, target)
+    assert torch.equal(found.saliency, (half if fast else exact).saliency)
+    assert torch.equal(package.grad_cam(model, x, target=target), found.cam)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(package.explain(model, x, target).saliency, half.saliency)
+        assert torch.equal(package.explain(model, x, target, dtype=torch.float32).saliency, exact.saliency)
+    assert package.explain(model.double(), x.double(), target).saliency.dtype == torch.float64
+
+
 def state(model: nn.Module) -> dict[str, object]:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {
@@ -237,11 +382,19 @@ def test_a_network_is_afterwards_as_it_was(raises, training):
         model.layer1.eval().requires_grad_(False)
         model.head.bias.grad = torch.ones(5)
     before = copy.deepcopy(state(model))
-    if raises:
-        with pytest.raises(RuntimeError, match="features gave up"):
-            explain(model, images(2))
-    else:
-        explain(model, images(2))
+    calls = [
+        lambda: explain(model, images(2)),
+        lambda: explain(model, images(2), layer=model.layer2),
+        lambda: grad_cam(model, images(2)),
+        lambda: grad_cam(model, images(2), model.layer2),
+        lambda: next(stream(model, [images(2)])),
+    ]
+    for call in calls:
+        if raises:
+            with pytest.raises(RuntimeError, match="features gave up"):
+                call()
+        else:
+            call()
     after = state(model)
     assert after == before
     assert after["training"][0] == bool(training)
@@ -281,8 +434,9 @@ def test_images_are_left_alone(requires_grad):
 @pytest.mark.parametrize("kind", [NoFeatures, NoHead, DeepHead, MaxPooled, SumPooled, Rescaled])
 def test_a_network_without_exact_maps_is_refused(kind):
     model = kind().train()
-    with pytest.raises(ModelError, match=kind.__name__):
-        explain(model, TINY_IMAGE)
+    for call in (explain, grad_cam, lambda m, x: next(stream(m, [x]))):
+        with pytest.raises(ModelError, match=rf"{kind.__name__}.*name a layer"):
+            call(model, TINY_IMAGE)
     assert model.training
 
 
@@ -292,14 +446,18 @@ def test_a_network_without_exact_maps_is_refused(kind):
         (images(2)[0], None, r"\(N, C, H, W\)"),
         (images(2)[None], None, r"\(N, C, H, W\)"),
         ((images(2) * 255).to(torch.uint8), None, "uint8"),
-        (images(2), torch.tensor([0]), r"\(2,\), not \(1,\)"),
-        (images(2), torch.tensor([[0], [1]]), r"\(2,\), not \(2, 1\)"),
-        (images(2), torch.tensor(0), r"\(2,\), not \(\)"),
+        (images(2), torch.tensor([0]), r"\(2,\), or \(2, T\) for T classes each, not \(1,\)"),
+        (images(2), torch.tensor([[0, 1]]), r"\(2, T\) for T classes each, not \(1, 2\)"),
+        (images(2), torch.tensor([[[0]], [[1]]]), r"\(2, T\) for T classes each, not \(2, 1, 1\)"),
+        (images(2), torch.tensor(0), r"\(2,\), or \(2, T\) for T classes each, not \(\)"),
     ],
 )
 def test_wrong_shapes_are_refused(x, target, message):
-    with pytest.raises(ValueError, match=message):
-        explain(resnet(), x, target)
+    for function in (explain, grad_cam):
+        with pytest.raises(ValueError, match=message):
+            function(resnet(), x, target=target)
+    with pytest.raises(ValueError, match=r"score must be one of \('logit', 'log_prob'\), not 'prob'"):
+        grad_cam(resnet(), images(2), score="prob")
 
 
 def test_upsample_is_bilinear():

@@ -14,14 +14,18 @@ import yaml
 from PIL import Image
 
 from analysis import RunError, load_trials, read_study, top_trials, write_report
-from analysis.explanations import explain_trial, load_test_data, map_measures
+from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
 from analysis.report import interval, percent
 from explain import explain
 from study import load_settings, run_study
 from study.space import list_trials
-from trainables import DataError, evaluate, load_data, load_model, to_input, to_tensors
+from trainables import CheckpointError, DataError, ImageData, evaluate, load_data, load_model, to_input, to_tensors
 
 EVIL = "<script>alert(1)</script>"
+
+
+def explain_trial(run: Path, trial: pd.Series, data: ImageData, device: str) -> Explanation:
+    return explain_trials(run, trial.to_frame().T, data, device)[0]
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def test_explanation_is_what_the_network_says(run: Path) -> None:
     images, labels = to_tensors(data, torch.device("cpu"))
     assert found.accuracy == evaluate(model, images, labels, about["settings"].precision)[1]
     assert found.indices.tolist() == list(range(len(data)))  # fewer images than NUM_MAPS: all of them
-    maps = explain(model, to_input(images))
+    maps = explain(model, to_input(images), dtype=torch.float32)
     np.testing.assert_allclose(found.saliency, maps.saliency.numpy(), rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(found.cam, maps.cam.numpy(), rtol=1e-5, atol=1e-7)
 
@@ -62,16 +66,69 @@ def test_explanation_is_computed_once_and_again_when_something_changed(run: Path
     np.testing.assert_array_equal(explain_trial(run, row, data, "cpu").saliency, first.saliency)
 
 
-def test_measures_need_masks(run: Path) -> None:
-    data = load_test_data(run)
-    found = explain_trial(run, top_trials(load_trials(run), 1).iloc[0], data, "cpu")
-    assert map_measures(found, data).empty
-    masks = np.zeros((len(data), 32, 32), dtype=np.bool_)
-    masks[:, :, :16] = True
-    measured = map_measures(found, type(data)(data.images, data.labels, data.class_names, masks=masks))
-    assert (measured["object_area"] == 0.5).all()
-    expected = found.saliency[:, :, :16].sum((1, 2), dtype=np.float64) / found.saliency.sum((1, 2), dtype=np.float64)
-    np.testing.assert_allclose(measured["saliency_energy_on_object"], expected, rtol=1e-6)
+def test_measures_of_a_run_are_columns_of_its_trials(run: Path) -> None:
+    before = load_trials(run)
+    assert "test_accuracy" not in before
+    assert load_measures(run).empty
+    row = top_trials(before, 1).iloc[0]
+    found = explain_trial(run, row, load_test_data(run), "cpu")
+    trials = load_trials(run)
+    assert trials[list(before)].equals(before)
+    explained = trials.set_index("trial_id").loc[row["trial_id"]]
+    others = trials[trials["trial_id"] != row["trial_id"]]
+    assert explained["test_accuracy"] == found.accuracy
+    assert others[["test_accuracy", "saliency_gini", "gradcam_total_variation_high"]].isna().all(axis=None)
+    table = load_measures(run)
+    assert set(table["trial_id"]) == {row["trial_id"]}
+    for name in ("saliency", "gradcam"):
+        values = table[(table["map"] == name) & (table["measure"] == "gini")]["value"].to_numpy(dtype=np.float64)
+        assert explained[f"{name}_gini"] == pytest.approx(np.nanmean(values))
+        assert explained[f"{name}_gini_low"] < explained[f"{name}_gini"] < explained[f"{name}_gini_high"]
+        assert 0 <= explained[f"{name}_grid_pointing"] <= 1
+    # Of another epoch than the best, they are not the trial's any more.
+    file = run / "explanations" / row["trial_id"] / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "epoch": 99}))
+    assert "test_accuracy" not in load_trials(run)
+    assert load_measures(run).empty
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_cluster_explains_as_this_process_does(run: Path, finished_run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(finished_run, elsewhere)
+    data, told = load_test_data(run), []
+    here = explain_trials(run, top_trials(load_trials(run), 2), data, "cpu")
+    there = explain_trials(
+        elsewhere, top_trials(load_trials(elsewhere), 2), data, "cpu", address="auto", tell=told.append
+    )
+    assert told == [f"explained {e.trial_id}, {i} of 2" for i, e in enumerate(here, start=1)]
+    for a, b in zip(here, there, strict=True):
+        assert a.trial_id == b.trial_id
+        np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(a.saliency, b.saliency, rtol=0, atol=1e-5)
+        assert a.measures[["map", "measure", "image"]].equals(b.measures[["map", "measure", "image"]])
+    assert [p.name for p in sorted((elsewhere / "explanations").iterdir())] == sorted(e.trial_id for e in here)
+    broken = Path(load_trials(elsewhere).set_index("trial_id").loc[here[0].trial_id, "checkpoint"])
+    (broken / "weights.pt").write_bytes(b"half")
+    shutil.rmtree(elsewhere / "explanations")
+    with pytest.raises(CheckpointError, match=r"weights\.pt"):
+        explain_trials(elsewhere, top_trials(load_trials(elsewhere), 2), data, "cpu", address="auto")
+
+
+def test_a_strangers_summary_names_measures_only(run: Path) -> None:
+    row = top_trials(load_trials(run), 1).iloc[0]
+    explain_trial(run, row, load_test_data(run), "cpu")
+    file = run / "explanations" / row["trial_id"] / "summary.json"
+    kept = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**kept, "val_accuracy": {"mean": 0.99}, "saliency_gini": "high", "gradcam_x": {"mean": [1]}})
+    )
+    trials = load_trials(run).set_index("trial_id")
+    assert trials.loc[row["trial_id"], "val_accuracy"] == row["val_accuracy"]
+    assert not {"saliency_gini", "gradcam_x"} & set(trials)
+    assert trials.loc[row["trial_id"], "gradcam_gini"] == kept["gradcam_gini"]["mean"]
+    file.write_text("[1, 2]")
+    assert "test_accuracy" not in load_trials(run)
 
 
 def test_first_screen_answers(run: Path) -> None:

@@ -18,9 +18,9 @@ import yaml
 import study.attempt
 import study.run
 from analysis import RunError, load_epochs, load_trials, read_study
+from analysis.ray_session import ClusterError
 from analysis.trials import ENDED
 from study import SettingsError, StudyError, load_settings, resume_study, run_study
-from study.ray_session import ClusterError
 from study.space import list_trials
 from trainables import (
     DataError,

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.ray_session import ClusterError
 from analysis.remote import HEARTBEAT, RemoteError
 from analysis.trials import RunError, is_running
 from study.attempt import AttemptError
 from study.disk import DiskFullError
-from study.ray_session import ClusterError
 from study.supervise import MAX_RESTARTS, StudyError, holding, interruptible, supervise
 from trainables import TrialSettings, UserError
 

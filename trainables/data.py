@@ -15,8 +15,13 @@ from PIL import Image, ImageOps
 from trainables import shapes
 from trainables.errors import UserError
 
-DatasetName = Literal["shapes100", "cifar100", "cifar10", "folder"]
+DatasetName = Literal["shapes100", "shapes100-biased", "shapes100-scene", "cifar100", "cifar10", "folder"]
 SplitName = Literal["train", "test"]
+_SHAPES: dict[str, shapes.Variant] = {
+    "shapes100": "clean",
+    "shapes100-biased": "biased",
+    "shapes100-scene": "scene",
+}
 IMAGE_SIZE = 32
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_FRACTION = 0.2  # of a folder that has no test/ of its own
@@ -189,8 +194,9 @@ def load_data(
     """Load one split of a data set.
 
     Args:
-        dataset: ``shapes100`` is drawn (nothing is read); ``cifar100`` and ``cifar10`` are read from Parquet shards
-            where ``data_dir`` holds any, else through torchvision, which downloads what is missing and checks its MD5;
+        dataset: ``shapes100`` and its variants are drawn (nothing is read; see :mod:`trainables.shapes`); ``cifar100``
+            and ``cifar10`` are read from Parquet shards where ``data_dir`` holds any, else through torchvision, which
+            downloads what is missing and checks its MD5;
             ``folder`` is one folder a class, below ``train/`` and ``test/`` or, if there is no ``train/``, directly
             below ``data_dir``, with a seeded 20 % as test.
         split: ``train`` or ``test``.
@@ -202,11 +208,13 @@ def load_data(
     Raises:
         DataError: if the data cannot be found, read or used; the message names the file and the way out.
     """
-    if dataset == "shapes100":
+    if dataset in _SHAPES:
         full = shapes.TRAIN_SIZE if split == "train" else shapes.TEST_SIZE
         if size is not None and not len(shapes.CLASS_NAMES) <= size <= full:
-            raise DataError(f"cannot take {size} images of shapes100 {split}: allowed are 100 to {full}")
-        images, labels, masks = shapes.draw_shapes(size or full, split, seed)
+            raise DataError(f"cannot take {size} images of {dataset} {split}: allowed are 100 to {full}")
+        images, labels, masks = shapes.draw_shapes(size or full, split, seed, _SHAPES[dataset])
+        if dataset == "shapes100-scene":
+            return ImageData(images, labels, shapes.SCENE_NAMES, masks=masks)
         return ImageData(images, labels, shapes.CLASS_NAMES, shapes.SUPERCLASS_NAMES, shapes.SUPERCLASSES, masks)
     if dataset not in get_args(DatasetName):
         raise DataError(f"no data set {dataset!r}: allowed are {', '.join(get_args(DatasetName))}")

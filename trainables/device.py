@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from explain.maps import multiplies_bf16
 from trainables.errors import UserError
 from trainables.settings import Precision, TrialSettings
 
@@ -51,17 +52,15 @@ def resolve_device(device: str = "auto") -> torch.device:
 def resolve_precision(device: torch.device, precision: Precision = "auto") -> Precision:
     """Return what ``auto`` stands for on a device.
 
-    That is bf16 where the hardware multiplies bf16 (CUDA from Ampere on; CPUs with AVX512-BF16 or AMX), fp16 on older
-    CUDA devices with tensor cores (from Volta on), else fp32.
+    That is bf16 where the hardware multiplies it (see :func:`explain.maps.multiplies_bf16`), fp16 on older CUDA devices
+    with tensor cores (from Volta on), else fp32.
     """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        generation = torch.cuda.get_device_capability(device)[0]
-        return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
-    # The public torch.cpu.get_capabilities() is newer than the oldest torch that is supported.
-    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return "bf16" if fast else "fp32"
+    if multiplies_bf16(device):
+        return "bf16"
+    has_tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 7
+    return "fp16" if has_tensor_cores else "fp32"
 
 
 def autocast(device: torch.device, precision: Precision = "auto") -> contextlib.AbstractContextManager[object]:

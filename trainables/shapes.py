@@ -1,20 +1,26 @@
 """shapes100: a procedural data set of 100 classes whose object masks are exact.
 
 A class is one of 20 shapes (the superclass) filled with one of 5 patterns. Colours, size, position, rotation, the
-textured background and a distractor blob are chance and tell nothing of the class. The idea of a data set in which one
-knows where the evidence lies is that of BAM (Yang & Kim, 2019).
+textured background and a distractor blob are chance and tell nothing of the class: that is the variant ``clean``. In
+two others one of 20 kinds of background stands behind the object. In ``biased`` it is that of the object's superclass
+in train and any in test; in ``scene`` it is the class, and the object is chance. So it is known where the evidence lies
+that a network can use; the idea is that of BAM (Yang & Kim, 2019).
 
 Only additions, products, quotients, square roots and comparisons are applied to pixels, and the angles are rounded to
 1/4096, so that every machine draws the same images.
 """
 
+import math
+import os
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
+Variant = Literal["clean", "biased", "scene"]
 
 SIZE = 32
 BLOCK = 500  # images drawn at once; a block depends on the seed, the split and its own number only
@@ -99,6 +105,23 @@ CLASS_NAMES = tuple(f"{pattern} {shape}" for shape in SHAPES for pattern in PATT
 SUPERCLASS_NAMES = tuple(SHAPES)
 SUPERCLASSES = tuple(i // len(PATTERNS) for i in range(len(CLASS_NAMES)))
 
+# Each kind of background has two colours and a grain.
+_COLOURS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "sand": ((0.80, 0.70, 0.48), (0.62, 0.50, 0.32)),
+    "sea": ((0.20, 0.42, 0.60), (0.36, 0.62, 0.68)),
+    "forest": ((0.16, 0.34, 0.20), (0.36, 0.50, 0.24)),
+    "snow": ((0.84, 0.86, 0.90), (0.64, 0.70, 0.80)),
+    "dusk": ((0.30, 0.20, 0.42), (0.70, 0.42, 0.44)),
+    "clay": ((0.60, 0.32, 0.22), (0.44, 0.22, 0.18)),
+    "meadow": ((0.50, 0.66, 0.32), (0.70, 0.74, 0.40)),
+    "slate": ((0.28, 0.30, 0.34), (0.46, 0.48, 0.50)),
+    "heather": ((0.62, 0.46, 0.66), (0.44, 0.34, 0.52)),
+    "straw": ((0.82, 0.76, 0.56), (0.66, 0.66, 0.36)),
+}
+_GRAINS = {"smooth": (0.9, 0.1), "grainy": (0.2, 0.8)}  # shares of coarse and of fine noise
+_PALETTE = np.array(list(_COLOURS.values()), dtype=np.float32)
+SCENE_NAMES = tuple(f"{grain} {colours}" for colours in _COLOURS for grain in _GRAINS)
+
 # Evenly spread hues at full saturation; a colour is one of them, moved towards a grey of its own.
 _HUES = np.array(
     [
@@ -148,16 +171,35 @@ def _pattern_weight(x: Floats, y: Floats, pattern: int) -> Floats:
     return np.clip(0.5 + 1.5 * value, 0.0, 1.0).astype(np.float32)
 
 
-def _draw_block(labels: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Draw one image for each label: uint8 (N, 32, 32, 3) and the object's mask, bool (N, 32, 32)."""
-    n = len(labels)
+def _draw_backgrounds(rng: np.random.Generator, n: int, scenes: NDArray[np.int64] | None) -> Floats:
+    """Draw (n, SIZE, SIZE, 3): two muted colours, any or those of a scene, mixed by coarse and fine noise."""
+    colours = rng.random((2, n, 1, 1, 3), dtype=np.float32)
+    coarse, fine = _smooth_noise(rng, n, 4), _smooth_noise(rng, n, 16)
+    if scenes is None:
+        colours = 0.2 + 0.6 * colours
+        texture = 0.65 * coarse + 0.35 * fine
+    else:
+        own, grain = np.divmod(scenes, len(_GRAINS))
+        colours = _PALETTE[own].swapaxes(0, 1)[:, :, None, None] + 0.12 * (colours - 0.5)
+        shares = np.array(list(_GRAINS.values()), dtype=np.float32)[grain, :, None, None]
+        texture = shares[:, 0] * coarse + shares[:, 1] * fine
+    return colours[0] + (colours[1] - colours[0]) * texture[..., None]
+
+
+def _draw_block(
+    objects: NDArray[np.int64],
+    scenes: NDArray[np.int64] | None,
+    rng: np.random.Generator,
+    swapped: np.random.Generator | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Draw objects on backgrounds: uint8 (N, 32, 32, 3) and the objects' masks, bool (N, 32, 32)."""
+    n = len(objects)
     axis = np.arange(SIZE, dtype=np.float32) - np.float32(SIZE / 2 - 0.5)
     column, row = axis[None, None, :], axis[None, :, None]
 
-    # Background: two muted colours mixed by coarse and fine noise.
-    muted = 0.2 + 0.6 * rng.random((2, n, 1, 1, 3), dtype=np.float32)
-    texture = 0.65 * _smooth_noise(rng, n, 4) + 0.35 * _smooth_noise(rng, n, 16)
-    images = muted[0] + (muted[1] - muted[0]) * texture[..., None]
+    images = _draw_backgrounds(rng, n, scenes)
+    if swapped:  # the first ones were drawn nevertheless, so that all that follows is the same
+        images = _draw_backgrounds(swapped, n, scenes)
 
     # Distractor: a small ellipse somewhere, in a bright colour.
     hues = rng.integers(0, len(_HUES), (2, n))
@@ -185,10 +227,10 @@ def _draw_block(labels: NDArray[np.int64], rng: np.random.Generator) -> tuple[ND
     distance = np.empty((n, SIZE, SIZE), dtype=np.float32)
     weight = np.empty((n, SIZE, SIZE), dtype=np.float32)
     for i, outline in enumerate(SHAPES.values()):
-        chosen = np.flatnonzero(labels // len(PATTERNS) == i)
+        chosen = np.flatnonzero(objects // len(PATTERNS) == i)
         distance[chosen] = outline(x[chosen] / radius[chosen], y[chosen] / radius[chosen]) * radius[chosen]
     for i in range(len(PATTERNS)):
-        chosen = np.flatnonzero(labels % len(PATTERNS) == i)
+        chosen = np.flatnonzero(objects % len(PATTERNS) == i)
         weight[chosen] = _pattern_weight(x[chosen], y[chosen], i)
     fill = first + (second - first) * weight[..., None]
     alpha = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
@@ -198,24 +240,44 @@ def _draw_block(labels: NDArray[np.int64], rng: np.random.Generator) -> tuple[ND
 
 
 def draw_shapes(
-    num_images: int, split: str, seed: int
+    num_images: int, split: str, seed: int, variant: Variant = "clean", backgrounds: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
-    """Draw the first images of shapes100. Image i has class i mod 100, so every prefix of whole hundreds is balanced.
+    """Draw the first images of shapes100; classes take turns, so every prefix of whole hundreds is balanced.
 
     Args:
         num_images: how many.
         split: "train" or "test"; they are drawn independently.
         seed: same seed, same images.
+        variant: see the module's docstring; ``scene`` has 20 classes, the others 100.
+        backgrounds: with another number the same objects stand before other backgrounds, of any kind where the kind is
+            chance, and of the same where it is not.
 
     Returns:
         images uint8 (N, 32, 32, 3), labels int64 (N,), masks bool (N, 32, 32): True on the object.
     """
-    labels = np.arange(num_images, dtype=np.int64) % len(CLASS_NAMES)
+    num_classes = len(SCENE_NAMES) if variant == "scene" else len(CLASS_NAMES)
+    labels = np.arange(num_images, dtype=np.int64) % num_classes
     images = np.empty((num_images, SIZE, SIZE, 3), dtype=np.uint8)
     masks = np.empty((num_images, SIZE, SIZE), dtype=np.bool_)
-    for block, start in enumerate(range(0, num_images, BLOCK)):
-        rng = np.random.default_rng([seed, _SPLITS[split], block])
-        drawn, mask = _draw_block(np.arange(start, start + BLOCK, dtype=np.int64) % len(CLASS_NAMES), rng)
+
+    def draw(block: int) -> None:
+        start = block * BLOCK
+        numbers = np.arange(start, start + BLOCK, dtype=np.int64)
+        key = [seed, _SPLITS[split], block]
+        objects, scenes = numbers % len(CLASS_NAMES), None
+        if variant == "biased":
+            scenes = objects // len(PATTERNS)
+            if split == "test":
+                scenes = np.random.default_rng([*key, 1, backgrounds]).integers(0, len(SCENE_NAMES), BLOCK)
+        elif variant == "scene":
+            scenes = numbers % len(SCENE_NAMES)
+            objects = np.random.default_rng([*key, 2]).integers(0, len(CLASS_NAMES), BLOCK)
+        swapped = np.random.default_rng([*key, 3, backgrounds]) if backgrounds else None
+        drawn, mask = _draw_block(objects, scenes, np.random.default_rng(key), swapped)
         stop = min(start + BLOCK, num_images)
         images[start:stop], masks[start:stop] = drawn[: stop - start], mask[: stop - start]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # numpy works outside of Python's lock
+        for _ in pool.map(draw, range(math.ceil(num_images / BLOCK))):
+            pass
     return images, labels, masks

@@ -1,97 +1,16 @@
-"""Ray for a study: connecting or starting it, what a trial gets of it, and storage that all its nodes see."""
+"""What a study makes of a machine or cluster: what each trial gets of it, and storage that all its nodes see."""
 
-import atexit
-import contextlib
-import logging
-import os
 import secrets
-import shutil
-import signal
-import socket
-import tempfile
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from analysis.ray_session import ClusterError
 from study.settings import StudySettings
 from trainables.device import resolve_device
-from trainables.errors import UserError
 from trainables.tune_trial import SHARE
-
-
-class ClusterError(UserError):
-    """Ray cannot be reached or started, or cannot run the study's trials."""
-
-
-@contextlib.contextmanager
-def ray_session(address: str) -> Iterator[None]:
-    """Connect to Ray, or start it here; a session that already has one keeps it.
-
-    Ray that is started here has no dashboard, reports nothing to its makers, and wants a token that only this user can
-    read on every port that it opens; it opens them on all interfaces, which cannot be changed.
-
-    Raises:
-        ClusterError: if it cannot be reached or started.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The live view is ours; Ray Tune's own would print a header between.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {}
-    _check_reachable(address)
-    if address == "local":
-        options = {"include_dashboard": False}
-        _make_token()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"Ray at {address!r} could not be reached or started: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """See that there is something at HOST:PORT: Ray would try for a minute, and then end this process."""
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"Ray at {address!r}: studies do not run over Ray's client; use ray job submit, as in README.md"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ClusterError(f"Ray at {address!r} could not be reached: {error}") from error
-
-
-def _make_token() -> None:
-    """Give Ray a token of this process, unless the user chose one.
-
-    Ray would write its own into the home directory, readable by all, and fail where it cannot.
-    """
-    chosen = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if chosen or os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        return
-    folder = Path(tempfile.mkdtemp(prefix="study-"))  # mode 0700
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    file = folder / "ray_token"
-    file.touch(mode=0o600)
-    file.write_text(secrets.token_hex(32))
-    # That a local Ray wants a token is its default. RAY_AUTH_MODE would come too late: it was read at import.
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""Do the measures of maps measure what they say? Networks for which it is known where the evidence lies.
+
+python -m benchmarks.calibration     about half an hour on two cores
+
+Networks are trained on the variants of shapes100: on ``clean`` only the object tells the class, on ``biased`` the
+background tells it too (in train, not in test), on ``scene`` nothing but the background does. Prints a table and keeps
+it in benchmarks/calibration.json, with the verdicts on the claims about maps beside it.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.claims import decide
+from analysis.compare import bootstrap_interval
+from analysis.explanations import _compute
+from benchmarks.tables import save, show
+from trainables import TrialSettings, load_data, resolve_device, split_validation, to_input, train
+from trainables.resnet import ResNet18
+from trainables.shapes import TEST_SIZE, draw_shapes
+
+Rows = list[dict[str, Any]]
+VARIANTS = {"clean": "shapes100", "biased": "shapes100-biased", "scene": "shapes100-scene"}
+SETTINGS = TrialSettings(optimizer="muon", lr=0.01, weight_decay=0.1, width=16, max_epochs=6, augmentation="flip+crop")
+MAPS = ("saliency", "gradcam", "pooled_saliency", "random", "sobel", "gaussian")
+
+
+def calibrate(variant: str, seed: int, train_size: int, device: str) -> tuple[dict[str, float], pd.DataFrame]:
+    """Train one network; return how it does, and the measures of its maps."""
+    name = VARIANTS[variant]
+    settings = SETTINGS.model_copy(update={"seed": seed})
+    parts = split_validation(load_data(name, "train", size=train_size), 0.02, seed=0)
+    test = load_data(name, "test")
+    for metrics, state in train(settings, *parts, device=device):
+        print(f"  {variant}, seed {seed}, epoch {metrics.epoch}: {metrics.val_accuracy:.3f}", flush=True)
+        network = state.network
+    swapped, labels, _ = draw_shapes(TEST_SIZE, "test", 0, variant, backgrounds=1)  # type: ignore[arg-type]
+    assert (labels == test.labels).all()
+    before, after = (_predictions(network, images, device) for images in (test.images, swapped))
+    _, measures = _compute(network, {"settings": settings, "epoch": settings.max_epochs}, test, device)
+    kept = float((before == after).mean())
+    return {"accuracy": float((before == test.labels).mean()), "kept": kept}, measures
+
+
+@torch.no_grad()
+def _predictions(network: ResNet18, images: np.ndarray, device: str) -> np.ndarray:
+    where = resolve_device(device)
+    batches = torch.from_numpy(images).to(where).split(500)
+    return torch.cat([network(to_input(batch)).argmax(dim=1) for batch in batches]).cpu().numpy()
+
+
+def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: str) -> Rows:
+    """One row for each kind of map: energy on the object, each image with its mean over the networks."""
+    test = load_data(VARIANTS[variant], "test")
+    of_measure = measures[measures["measure"] == "energy_on_object"]
+    rows = []
+    for name in MAPS:
+        images = of_measure[of_measure["map"] == name].groupby("image")["value"].mean()
+        mean, low, high = bootstrap_interval(images.to_numpy())
+        rows.append(
+            {
+                "variant": variant,
+                "accuracy": round(float(np.mean([f["accuracy"] for f in found])), 4),
+                "kept_under_swap": round(float(np.mean([f["kept"] for f in found])), 4),
+                "object_area": round(float(test.masks[images.index].mean()), 4),  # type: ignore[index]
+                "map": name,
+                "energy_on_object": round(mean, 4),
+                "low": round(low, 4),
+                "high": round(high, 4),
+                "images": len(images),
+                "networks": len(found),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train-size", type=int, default=50_000)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    args = parser.parse_args()
+    rows: Rows = []
+    claims: Rows = []
+    for variant in args.variants:
+        found, tables = [], []
+        for seed in range(args.seeds):
+            network, measures = calibrate(variant, seed, args.train_size, args.device)
+            found.append(network)
+            tables.append(measures.assign(trial_id=f"seed-{seed}"))
+        whole = pd.concat(tables, ignore_index=True)
+        rows += table(found, whole, variant)
+        claims += [{"variant": variant, **row} for row in decide(whole).round(4).to_dict("records")]
+    file = Path(__file__).with_suffix(".json")
+    for name, part in (("energy_on_object", rows), ("claims", claims)):
+        show(name, part)
+        save(file, name, part)
+
+
+if __name__ == "__main__":
+    main()
