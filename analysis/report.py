@@ -365,14 +365,17 @@ def _claim_rows(explanations: Sequence[Explanation]) -> list[dict[str, str]]:
     measures = pd.concat([e.measures.assign(trial_id=e.trial_id) for e in explanations], ignore_index=True)
     rows = []
     for (claim, verdict), group in decide(measures).groupby(["claim", "verdict"], sort=False):
-        evidence = "; ".join(
-            f"{MEASURE_TITLES[c['measure']].lower()} against {MAP_TITLES.get(c['than'], c['than']).lower()} "
-            f"{c['difference']:+.2f} ({c['low']:+.2f} to {c['high']:+.2f})".replace("-", "−")
-            for _, c in group.iterrows()
-        )
+        evidence = []
+        for _, row in group.iterrows():
+            names = (MEASURE_TITLES[row["measure"]], MAP_TITLES.get(row["than"], row["than"]))
+            measure, than = (name if name == "Grad-CAM" else name[0].lower() + name[1:] for name in names)
+            numbers = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})".replace("-", "−")
+            evidence.append(f"{measure} against {than} {numbers}")
         images = sorted(set(group["num_images"]))
         count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": evidence, "num_images": count})
+        rows.append(
+            {"claim": str(claim), "verdict": str(verdict), "evidence": "; ".join(evidence), "num_images": count}
+        )
     return rows
 
 

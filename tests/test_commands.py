@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis import load_trials
+from analysis import decide, load_measures, load_trials
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("train_size=300", "max_epochs=2", "space.augmentation=[none]", "fixed.width=8", "fixed.batch_size=50")
@@ -67,8 +67,14 @@ def test_report_holds_what_it_should(workplace: Path) -> None:
     best = load_trials(workplace / "runs/small").sort_values("val_accuracy").iloc[-1]
     for text in ("Accuracy of each recipe", "What the networks look at", "Learning curves", "How to reproduce it"):
         assert text in html
-    for text in (best["trial_id"], "python -m study run --name small", "Grad-CAM on object"):
+    for text in (best["trial_id"], "python -m study run --name small", "of its Grad-CAM and"):
         assert text in html
+    for control in ("Pooled saliency", "Random map", "Edges (Sobel)", "Middle of the image"):
+        assert f'<th scope="row">{control}</th>' in html
+    claims = decide(load_measures(workplace / "runs/small")).drop_duplicates("claim")
+    assert len(claims) == 6
+    for row in claims.itertuples():
+        assert f'<td class="words">{row.claim}</td><td>{row.verdict}</td>' in html
     # One file: every picture inside, nothing from elsewhere.
     assert html.count("data:image/png;base64,") >= 4
     assert "http://" not in html
@@ -92,6 +98,26 @@ def test_report_again_reads_what_was_computed(workplace: Path, ray_directory: st
     assert again.returncode == 0
     assert [file.stat().st_mtime_ns for file in arrays] == before
     assert (workplace / "elsewhere/report.html").exists()
+
+
+def test_all_trials_are_explained_when_asked_and_their_measures_are_tables(workplace: Path, ray_directory: str) -> None:
+    run = workplace / "runs/small"
+    with_checkpoint = load_trials(run)["checkpoint"].notna()
+    done = _command(ray_directory, workplace, "analysis", "explain", "runs/small", "--all")
+    assert done.returncode == 0, done.stderr
+    assert f"{with_checkpoint.sum()} trials are explained: runs/small/explanations" in done.stdout
+    assert f"{with_checkpoint.sum() - 2} of {with_checkpoint.sum() - 2}" in done.stderr  # two were, for the report
+    trials = load_trials(run)
+    for column in ("test_accuracy", "saliency_energy_on_object", "gradcam_patch_fidelity_low", "gradcam_gini_high"):
+        assert (trials[column].notna() == with_checkpoint).all()
+    words = ("claims", "runs/small", "--columns", "claim,verdict,difference", "--format", "csv")
+    claims = pd.read_csv(io.StringIO(_command(ray_directory, workplace, "analysis", *words).stdout))
+    expected = decide(load_measures(run))
+    assert claims["claim"].to_list() == expected["claim"].to_list()
+    assert claims["difference"].to_list() == pytest.approx(expected["difference"].to_list())
+    words = ("measures", "runs/small", "--query", "measure == 'grid_pointing'", "--format", "csv")
+    measures = pd.read_csv(io.StringIO(_command(ray_directory, workplace, "analysis", *words).stdout))
+    assert set(measures["measure"]) == {"grid_pointing"}
 
 
 def test_trials_on_the_command_line_are_those_of_python(workplace: Path, ray_directory: str) -> None:
@@ -157,6 +183,10 @@ def test_anyones_pictures_are_explained(workplace: Path, ray_directory: str) -> 
         (["analysis", "trials", "runs/small", "--output", "no/where.txt"], "cannot be written"),
         (["analysis", "report", "runs/small", "--top", "-1"], "must be 0 or more"),
         (["analysis", "report", "runs/none"], "no such run"),
+        (["analysis", "explain", "runs/small", "--top", "0"], "must be 1 or more"),
+        (["analysis", "explain", "runs/none"], "no such run"),
+        (["analysis", "claims", "runs/none"], "no such run"),
+        (["analysis", "measures", "runs/small", "--query", "map"], "is not true or false for each row"),
         (["explain", "runs/small", "--trial", "zzz", "--images", "x"], "no trial with a checkpoint"),
         (["explain", "runs/none", "--images", "x"], "no such run"),
     ],
