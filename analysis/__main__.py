@@ -12,9 +12,9 @@ from analysis.claims import decide
 from analysis.compare import top_trials
 from analysis.explanations import explain_trials, load_measures, load_test_data
 from analysis.remote import local_run, run_path
-from analysis.report import write_report
+from analysis.report import check_comparable, write_report
 from analysis.tables import write_table
-from analysis.trials import load_epochs, load_trials, varied
+from analysis.trials import load_epochs, load_trials, read_study, varied
 from trainables.errors import UserError
 
 # What a terminal shows of trials unless --columns says otherwise; files get every column.
@@ -25,6 +25,8 @@ KEY_COLUMNS = (
 
 
 def _claims(runs: Any) -> pd.DataFrame:
+    folders = [local_run(run) for run in (runs if isinstance(runs, list) else [runs])]
+    check_comparable(folders, [read_study(folder) for folder in folders])
     return decide(load_measures(runs))
 
 
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     which = explain.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=4, metavar="K", help="configurations, with all their seeds [4]")
-    which.add_argument("--all", action="store_true", help="every trial that has a checkpoint")
+    which.add_argument("--all", action="store_true", help="every trial that has a checkpoint; choose none by it")
     for command in (explain, report):
         command.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies, if it was moved")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")

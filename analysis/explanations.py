@@ -10,7 +10,9 @@ RUN/explanations/TRIAL/summary.json       test accuracy, and mean, 95 % interval
 
 import json
 import os
+import secrets
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.compare import bootstrap_interval
-from analysis.measures import NUM_GRIDS, OWN, measure_maps
+from analysis.measures import NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
 from analysis.remote import RunPath, fetch_checkpoint, source
 from analysis.trials import RunError, load_trials, over_runs, read_study
 from explain.grid import choose_grids
@@ -36,6 +38,8 @@ from trainables.train import to_input, to_tensors
 
 NUM_MAPS = 1000  # images with maps; seeded, the same for all trials of a run
 BATCH = 250
+MEASURE_DTYPES = {"map": "category", "measure": "category", "image": "int64", "value": "float32"}
+MEASURE_COLUMNS = list(MEASURE_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,11 @@ def explain_trials(
     if address and missing:
         from analysis.ray_session import compute_on_cluster
 
-        results = compute_on_cluster(_compute, jobs, (data, device), address)
+        results = compute_on_cluster(_compute, jobs, (data, device), address, device)
     else:
-        results = (_compute(*job, data, device) for job in jobs)
-    for count, (i, result) in enumerate(zip(missing, results, strict=True), start=1):
+        results = ((i, _compute(*job, data, device)) for i, job in enumerate(jobs))
+    for count, (job, result) in enumerate(results, start=1):
+        i = missing[job]
         found[i] = result
         _write(folders[i], abouts[i], *result, data.labels)
         tell(f"explained {folders[i].name}, {count} of {len(missing)}")
@@ -152,6 +157,9 @@ def _about(run: Path, trial: pd.Series, data: ImageData) -> dict[str, Any]:
         "test_fingerprint": data.fingerprint(),
         "num_test_images": len(data),
         "num_maps": min(NUM_MAPS, len(data)),
+        "num_asked": NUM_ASKED,
+        "num_grids": NUM_GRIDS,
+        "steps": STEPS,
         "score": "logit of the predicted class",
     }
 
@@ -162,8 +170,8 @@ def _read(folder: Path, about: dict[str, Any]) -> tuple[dict[str, NDArray[Any]],
             return None
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("logits", "indices", "saliency", "cam")}
-        return found, pd.read_parquet(folder / "measures.parquet")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return found, pd.read_parquet(folder / "measures.parquet", columns=MEASURE_COLUMNS).astype(MEASURE_DTYPES)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # absent, half written or of another format: it is computed again
 
 
@@ -185,31 +193,32 @@ def load_measures(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
 
 def _measure_table(run: Path) -> pd.DataFrame:
     trials = load_trials(run)
-    columns = ["map", "measure", "image", "value"]
-    tables = [pd.DataFrame(columns=["trial_id", *columns])]
+    kinds = {"trial_id": "str", **MEASURE_DTYPES}
+    tables = [pd.DataFrame(columns=list(kinds)).astype(kinds)]
     for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
         file = run / "explanations" / trial_id / "measures.parquet"
         try:
-            table = pd.read_parquet(file, columns=columns)
-        except (OSError, ValueError) as error:
+            table = pd.read_parquet(file, columns=MEASURE_COLUMNS).assign(trial_id=trial_id).astype(kinds)
+        except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
-        tables.append(table.assign(trial_id=trial_id))
-    kinds = {"trial_id": "str", "map": "category", "measure": "category", "image": "int64", "value": "float32"}
-    return pd.concat([table.astype(kinds) for table in tables], ignore_index=True).astype(kinds)
+        tables.append(table[list(kinds)])
+    return pd.concat(tables, ignore_index=True).astype(kinds)
 
 
 def _summary(
     about: dict[str, Any], logits: NDArray[Any], labels: NDArray[Any], measures: pd.DataFrame
 ) -> dict[str, Any]:
     summary: dict[str, Any] = {
-        "epoch": about["epoch"],
+        "checkpoint": about["checkpoint"],
         "num_test_images": len(labels),
         "test_accuracy": float((logits.argmax(axis=1) == labels).mean()),
     }
     own = measures[measures["map"].isin(OWN)]
     for (name, measure), group in own.groupby(["map", "measure"], observed=True, sort=False):
-        mean, low, high = bootstrap_interval(group["value"].to_numpy())
-        summary[f"{name}_{measure}"] = {"mean": mean, "low": low, "high": high, "num_images": len(group)}
+        values = group["value"].to_numpy()
+        mean, low, high = bootstrap_interval(values)
+        count = int(np.isfinite(values).sum())
+        summary[f"{name}_{measure}"] = {"mean": mean, "low": low, "high": high, "num_images": count}
     return summary
 
 
@@ -221,22 +230,23 @@ def _write(
     labels: NDArray[np.int64],
 ) -> None:
     summary = _summary(about, arrays["logits"], labels, measures)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "about.json").unlink(missing_ok=True)  # until all is there, nothing is
-    np.savez_compressed(folder / ".arrays.npz", **arrays)  # type: ignore[arg-type]
-    measures.to_parquet(folder / ".measures.parquet", index=False)
-    (folder / ".summary.json").write_text(json.dumps(summary, indent=1))
-    (folder / ".about.json").write_text(json.dumps(about, indent=1))
-    for name in ("arrays.npz", "measures.parquet", "summary.json", "about.json"):
-        os.replace(folder / f".{name}", folder / name)
+    drafts = folder / f".{secrets.token_hex(4)}"  # another report may write the same now
+    drafts.mkdir(parents=True)
+    np.savez_compressed(drafts / "arrays.npz", **arrays)  # type: ignore[arg-type]
+    measures.to_parquet(drafts / "measures.parquet", index=False)
+    (drafts / "summary.json").write_text(json.dumps(summary, indent=1))
+    (drafts / "about.json").write_text(json.dumps(about, indent=1))
+    for name in ("arrays.npz", "measures.parquet", "summary.json", "about.json"):  # the last says that all is there
+        os.replace(drafts / name, folder / name)
+    drafts.rmdir()
 
 
 def _compute(
     model: ResNet18, about: dict[str, Any], data: ImageData, device: str
 ) -> tuple[dict[str, NDArray[Any]], pd.DataFrame]:
     where = resolve_device(device)
-    model = place(model, where)
-    images, _ = to_tensors(data, where)
+    model = place(model, where).eval()
+    images, labels = to_tensors(data, where)
     settings = about["settings"]
     resolution = settings.resolution_at(about["epoch"])  # as in the validation that chose this epoch
 
@@ -254,7 +264,6 @@ def _compute(
     maps = Maps(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("logits", "target", "saliency", "cam"))
     )
-    labels = torch.from_numpy(data.labels).to(where)
     grids = choose_grids(logits, labels)[:NUM_GRIDS].cpu().numpy()
     masks = None if data.masks is None else data.masks[indices]
     arrays = {"logits": logits, "saliency": maps.saliency, "cam": maps.cam}

@@ -1,9 +1,9 @@
 """What one network's maps show in numbers, image by image, beside maps that know less than it.
 
 Each measure is taken of the network's own maps, ``saliency`` and ``gradcam``, and of the controls: ``pooled_saliency``
-(of Grad-CAM's resolution), ``random`` (noise of that resolution), ``sobel`` (edges of the image) and ``gaussian`` (the
-middle of the image). Grad-CAM is taken after its ReLU, and everything at the resolution of the network's input. Max-
-sensitivity and likeness to an untrained network's maps are taken only of maps that ask the network.
+and ``random`` (Grad-CAM's own values in the order of pooled saliency, and in any), ``sobel`` (edges of the image) and
+``gaussian`` (the middle of the image). Grad-CAM is taken after its ReLU, and everything at the resolution of the
+network's input. Max-sensitivity and likeness to an untrained network's maps are taken only of maps that ask one.
 """
 
 from collections.abc import Callable
@@ -44,14 +44,14 @@ def with_controls(images: Tensor, saliency: Tensor, cam: Tensor, noise: Tensor) 
         images: (N, 3, H, W) as the network takes them.
         saliency: (N, H, W).
         cam: (N, h, w), before its ReLU.
-        noise: (N, H, W), see :func:`explain.controls.random_maps`.
+        noise: (N, h, w), the order of the random maps.
     """
-    size, shape = (cam.shape[1], cam.shape[2]), (images.shape[2], images.shape[3])
+    shape, coarse = (images.shape[2], images.shape[3]), cam.relu()
     return {
         "saliency": saliency,
-        "gradcam": upsample(cam.relu(), shape),
-        "pooled_saliency": controls.pooled(saliency, size),
-        "random": noise.to(images.device),
+        "gradcam": upsample(coarse, shape),
+        "pooled_saliency": controls.pooled(saliency, coarse),
+        "random": upsample(controls.rearranged(coarse, noise.to(coarse.device)), shape),
         "sobel": controls.sobel(images),
         "gaussian": controls.centred_gaussian(len(images), shape).to(images.device),
     }
@@ -96,12 +96,12 @@ def measure_maps(
 
     Returns:
         One row for each map, measure and image: ``map``, ``measure``, ``image`` (index of the test image), ``value``
-        (NaN where the measure is not defined). Of the grid pointing game the image is that of the cell.
+        (NaN where the measure is not defined). Of the grid pointing game there is one value a grid, the mean over its
+        cells, with the image in its first; a map that is nowhere positive counts as chance.
     """
     table = _Table()
-    size = to_input(indices[:1]).shape[2]
-    cam_size = (maps.cam.shape[1], maps.cam.shape[2])
-    noise = controls.random_maps(len(indices), cam_size, (size, size))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(maps.cam.shape, generator=generator)
     for start in range(0, len(indices), batch):
         part = slice(start, start + batch)
         x = to_input(indices[part])
@@ -118,15 +118,9 @@ def measure_maps(
                 table.add(name, "agreement_with_gradcam", indices[part], agreement)
     asked = np.sort(np.random.default_rng(1).permutation(len(indices))[:NUM_ASKED])
     _ask(table, model, to_input, indices, maps, noise, asked)
-    if not len(grids):
-        return table.frame()
-    side = round(grids.shape[1] ** 0.5)
-    many = (side * cam_size[0], side * cam_size[1])
-    noise = controls.random_maps(grids.size, many, (side * size, side * size), seed=1)
     step = max(1, batch // grids.shape[1])
     for start in range(0, len(grids), step):
-        part = slice(start, start + step)
-        _play_grids(table, model, to_input, grids[part], labels, noise.view(*grids.shape, *noise.shape[1:])[part])
+        _play_grids(table, model, to_input, grids[start : start + step], labels, generator)
     return table.frame()
 
 
@@ -173,7 +167,7 @@ def _play_grids(
     to_input: Callable[[NDArray[np.int64]], Tensor],
     grids: NDArray[np.int64],
     labels: NDArray[np.int64],
-    noise: Tensor,
+    generator: torch.Generator,
 ) -> None:
     count, cells = grids.shape
     pixels = to_input(grids.flatten())
@@ -181,10 +175,12 @@ def _play_grids(
     target = torch.from_numpy(labels[grids]).to(pixels.device)
     found = explain(model, tiled, target, dtype=torch.float32)
     repeated = tiled.repeat_interleave(cells, dim=0)
-    compared = with_controls(repeated, found.saliency.flatten(0, 1), found.cam.flatten(0, 1), noise.flatten(0, 1))
+    cam = found.cam.flatten(0, 1)
+    compared = with_controls(repeated, found.saliency.flatten(0, 1), cam, torch.rand(cam.shape, generator=generator))
     for name, heat in compared.items():
         share = grid.grid_pointing(heat.view(count, cells, *heat.shape[1:]))
-        table.add(name, "grid_pointing", grids.flatten(), share.flatten())
+        # A map that is nowhere positive has found nothing. The cells of a grid are no independent observations.
+        table.add(name, "grid_pointing", grids[:, 0], share.nan_to_num(1 / cells).mean(dim=1))
 
 
 def _resized(masks: Tensor, size: int) -> Tensor:

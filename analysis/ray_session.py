@@ -92,12 +92,16 @@ def _make_token() -> None:
 
 
 def compute_on_cluster(
-    compute: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], shared: tuple[Any, ...], address: str
-) -> Iterator[Result]:
-    """Yield ``compute(*job, *shared)`` of each job, in their order; all of them run on the cluster at once.
+    compute: Callable[..., Result],
+    jobs: Iterable[tuple[Any, ...]],
+    shared: tuple[Any, ...],
+    address: str,
+    device: str = "auto",
+) -> Iterator[tuple[int, Result]]:
+    """Yield each job's number and ``compute(*job, *shared)`` as they are ready; all run on the cluster at once.
 
-    A job gets a GPU of its own where the cluster has any, else an equal share of the cores. What is shared is sent to
-    each node once.
+    A job gets a GPU of its own, where ``device`` is CUDA, or is ``auto`` and the cluster has one, else an equal share
+    of the cores. What is shared is sent to each node once.
 
     Raises:
         ClusterError: if there is no cluster at the address, or it loses a worker; and whatever a job raises.
@@ -105,15 +109,21 @@ def compute_on_cluster(
     with ray_session(address):
         jobs = list(jobs)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = sum(resources.get("GPU", 0) for resources in nodes)
+        has_gpu = any(resources.get("GPU", 0) >= 1 for resources in nodes)
+        num_gpus = 1 if device.startswith("cuda") or (device == "auto" and has_gpu) else 0
         cores = [int(resources.get("CPU", 0)) for resources in nodes]
-        num_cpus = 1 if gpus else max(1, min(max(cores), sum(cores) // len(jobs)))
-        task = ray.remote(num_cpus=num_cpus, num_gpus=1 if gpus else 0)(compute)
+        num_cpus = 1 if num_gpus else max(1, min(max(cores), sum(cores) // len(jobs)))
+        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(compute)
         handles = [ray.put(part) for part in shared]
-        for result in [task.remote(*job, *handles) for job in jobs]:
-            try:
-                yield ray.get(result)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except ray.exceptions.RayError as error:
-                raise ClusterError(f"Ray at {address!r}: a worker was lost ({error})") from error
+        numbers = {task.remote(*job, *handles): number for number, job in enumerate(jobs)}
+        try:
+            while numbers:
+                (ready, *_), _ = ray.wait(list(numbers))
+                yield numbers.pop(ready), ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"Ray at {address!r}: a worker was lost ({error})") from error
+        finally:
+            for left in numbers:
+                ray.cancel(left)

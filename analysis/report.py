@@ -125,7 +125,7 @@ def write_report(
     output = output or (Path(f"{Path(str(runs[0])).name}-report") if is_uri(runs[0]) else Path(runs[0]) / "report")
     folders = [local_run(run) for run in runs]
     studies = [read_study(folder) for folder in folders]
-    _check_comparable(folders, studies)
+    check_comparable(folders, studies)
     trials = load_trials(folders)
     epochs = load_epochs(folders)
     if not trials["val_accuracy"].notna().any():
@@ -172,7 +172,12 @@ def write_report(
     return output / "report.html"
 
 
-def _check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -> None:
+def check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -> None:
+    """See that runs are over the same images.
+
+    Raises:
+        RunError: if they are not, or a run is given twice.
+    """
     if len({run.resolve() for run in runs}) < len(runs):
         raise RunError(f"{', '.join(map(source, runs))}: the same run is given twice")
     for run, study in zip(runs, studies, strict=True):
@@ -353,11 +358,11 @@ def _measure_table(best: Explanation) -> dict[str, Any]:
         if math.isfinite(mean):
             cell = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
             means.setdefault(str(name), {})[str(measure)] = cell.replace("-", "−")
+    counts = best.measures.groupby("measure", observed=True)["image"].nunique()
     shown = [measure for measure in MEASURE_TITLES if any(measure in row for row in means.values())]
     return {
-        "columns": [MEASURE_TITLES[measure] for measure in shown],
+        "columns": [f"{MEASURE_TITLES[measure]} (n = {counts[measure]:,})" for measure in shown],
         "rows": [(title, [means.get(name, {}).get(m, "") for m in shown]) for name, title in MAP_TITLES.items()],
-        "num_images": len(best.indices),
     }
 
 

@@ -249,14 +249,15 @@ def _trial_table(run: Path) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS])
     fields = TrialSettings.model_fields
     kinds = TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS}
-    measured = pd.DataFrame([_measured(run, row["trial_id"], row.get("best_epoch")) for row in rows])
+    measured = pd.DataFrame([_measured(run, row["trial_id"], row.get("checkpoint")) for row in rows])
     return pd.concat([frame.astype(kinds), measured.astype("float64")], axis=1)
 
 
-def _measured(run: Path, trial_id: str, epoch: int | None) -> dict[str, float]:
-    """Return what is known of a trial's maps; nothing if they are of another epoch than its best."""
+def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, float]:
+    """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best."""
     summary = _read_json(run / "explanations" / trial_id / "summary.json")
-    if not isinstance(summary, dict) or summary.get("epoch") != epoch:
+    of = summary.get("checkpoint") if isinstance(summary, dict) else None
+    if not isinstance(of, str) or checkpoint is None or run / of != Path(checkpoint):
         return {}
     columns = {}
     for name, value in summary.items():

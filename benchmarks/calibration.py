@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from analysis.claims import decide
-from analysis.compare import bootstrap_interval
+from analysis.compare import bootstrap_interval, mean_interval
 from analysis.explanations import _compute
 from benchmarks.tables import save, show
 from trainables import TrialSettings, load_data, resolve_device, split_validation, to_input, train
@@ -40,10 +40,12 @@ def calibrate(variant: str, seed: int, train_size: int, device: str) -> tuple[di
         network = state.network
     swapped, labels, _ = draw_shapes(TEST_SIZE, "test", 0, variant, backgrounds=1)  # type: ignore[arg-type]
     assert (labels == test.labels).all()
+    network.eval()
     before, after = (_predictions(network, images, device) for images in (test.images, swapped))
     _, measures = _compute(network, {"settings": settings, "epoch": settings.max_epochs}, test, device)
-    kept = float((before == after).mean())
-    return {"accuracy": float((before == test.labels).mean()), "kept": kept}, measures
+    energy = measures[measures["measure"] == "energy_on_object"].groupby("map", observed=True)["value"].mean()
+    shares = {"accuracy": before == test.labels, "kept_under_swap": before == after}
+    return {name: float(share.mean()) for name, share in shares.items()} | energy.to_dict(), measures
 
 
 @torch.no_grad()
@@ -54,23 +56,24 @@ def _predictions(network: ResNet18, images: np.ndarray, device: str) -> np.ndarr
 
 
 def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: str) -> Rows:
-    """One row for each kind of map: energy on the object, each image with its mean over the networks."""
+    """One row for each kind of map: energy on the object, with intervals over images and over networks."""
     test = load_data(VARIANTS[variant], "test")
     of_measure = measures[measures["measure"] == "energy_on_object"]
     rows = []
     for name in MAPS:
         images = of_measure[of_measure["map"] == name].groupby("image")["value"].mean()
         mean, low, high = bootstrap_interval(images.to_numpy())
+        _, least, most = mean_interval([f[name] for f in found])
         rows.append(
             {
                 "variant": variant,
-                "accuracy": round(float(np.mean([f["accuracy"] for f in found])), 4),
-                "kept_under_swap": round(float(np.mean([f["kept"] for f in found])), 4),
+                "accuracy": [round(f["accuracy"], 4) for f in found],
+                "kept_under_swap": [round(f["kept_under_swap"], 4) for f in found],
                 "object_area": round(float(test.masks[images.index].mean()), 4),  # type: ignore[index]
                 "map": name,
                 "energy_on_object": round(mean, 4),
-                "low": round(low, 4),
-                "high": round(high, 4),
+                "over_images": f"{low:.4f}-{high:.4f}",
+                "over_networks": f"{least:.4f}-{most:.4f}",
                 "images": len(images),
                 "networks": len(found),
             }

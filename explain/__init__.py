@@ -1,6 +1,6 @@
 """Maps of what a network looks at, and measures of them. Pure torch: works on any model, knows no trials."""
 
-from explain.controls import centred_gaussian, pooled, random_maps, sobel
+from explain.controls import centred_gaussian, pooled, rearranged, sobel
 from explain.grid import choose_grids, grid_pointing, tile
 from explain.maps import Maps, ModelError, explain, grad_cam, stream, upsample
 from explain.measures import (
@@ -39,10 +39,10 @@ __all__ = [
     "patch_fidelity",
     "pointing_game",
     "pooled",
-    "random_maps",
     "randomisation_check",
     "rank_accuracy",
     "rank_correlation",
+    "rearranged",
     "save_explanation",
     "sobel",
     "stream",

@@ -72,6 +72,8 @@ def _explain(args: argparse.Namespace) -> int:
         name = next(n for n in (file.stem, *(f"{file.stem}-{i}" for i in range(2, 10_000))) if n not in written)
         written.add(name)
         target = args.output / f"{name}.png"
+        if target.exists() and any(file.exists() and target.samefile(file) for file in args.images):
+            raise UserError(f"--output {args.output}: {target} is one of the pictures to explain; give another folder")
         saliency, cam = maps.saliency[0].cpu().numpy(), maps.cam[0].cpu().numpy()
         save_explanation(target, image, saliency, cam, about["class_names"], probabilities)
         best = int(probabilities.argmax())

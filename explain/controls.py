@@ -1,6 +1,7 @@
 """Maps that know nothing of the network, or less than it: what a claim about a map must beat.
 
-A coarse map is smooth, and lies near the middle, whatever it shows; so does much of what pictures show.
+A coarse map is smooth, and lies near the middle, whatever it shows; a map that is zero at most places lies on few of
+them. So two controls of Grad-CAM are as coarse as it is and have its own values: they differ in the places alone.
 """
 
 import torch
@@ -10,18 +11,34 @@ from torch import Tensor
 from explain.maps import upsample
 
 
-def pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps (N, H, W) averaged to the resolution ``size`` of a Grad-CAM and enlarged again as that is shown.
+def rearranged(cam: Tensor, order: Tensor) -> Tensor:
+    """Return the values of each map at other places: the highest where ``order`` is highest, and so on.
 
-    What Grad-CAM has ahead of a saliency map of the same coarseness is its own merit.
+    With ``order=torch.rand(cam.shape)`` it is a random map, of the values of ``cam``.
+
+    Args:
+        cam: (N, h, w).
+        order: (N, h, w).
+
+    Returns:
+        (N, h, w).
     """
-    return upsample(F.adaptive_avg_pool2d(maps[:, None], size)[:, 0], (maps.shape[1], maps.shape[2]))
+    places = order.flatten(1).argsort(dim=1, stable=True)
+    return torch.empty_like(cam).flatten(1).scatter_(1, places, cam.flatten(1).sort(dim=1).values).view_as(cam)
 
 
-def random_maps(num_maps: int, size: tuple[int, int], shape: tuple[int, int], seed: int = 0) -> Tensor:
-    """Return (N, *shape) maps of noise in [0, 1) at the resolution ``size``, enlarged as Grad-CAM is; on the CPU."""
-    noise = torch.rand((num_maps, *size), generator=torch.Generator().manual_seed(seed))
-    return upsample(noise, shape)
+def pooled(maps: Tensor, cam: Tensor) -> Tensor:
+    """Return what Grad-CAM would be if it knew the places from another map: that one's averages in each of its cells.
+
+    Args:
+        maps: (N, H, W), a saliency map.
+        cam: (N, h, w), Grad-CAM after its ReLU.
+
+    Returns:
+        (N, H, W): ``cam`` :func:`rearranged` in the order of the averages, enlarged as Grad-CAM is shown.
+    """
+    order = F.adaptive_avg_pool2d(maps[:, None], (cam.shape[1], cam.shape[2]))[:, 0]
+    return upsample(rearranged(cam, order), (maps.shape[1], maps.shape[2]))
 
 
 def sobel(images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Numbers that say what maps show. Each takes maps (N, H, W) of any positive scale and returns one number a map, (N,).
 
 Maps are taken raw, not stretched to [0, 1]: that would move the energy of all but the smallest value. A map that is
-zero everywhere says nothing, and every measure of it is NaN.
+zero everywhere, or has NaN, says nothing, and every measure of it is NaN.
 """
 
 import math
@@ -140,13 +140,14 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
         maps, others: (N, ...), real, of the same shape.
 
     Returns:
-        (N,) in [-1, 1]; NaN where one of the two is constant.
+        (N,) in [-1, 1]; NaN where one of the two is constant or has NaN.
     """
     if maps.shape != others.shape:
         raise ValueError(f"maps {tuple(maps.shape)} and {tuple(others.shape)} must have the same shape")
     a, b = (_ranks(m.flatten(1)) for m in (maps, others))
     a, b = (r - (r.shape[1] + 1) / 2 for r in (a, b))
-    return (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    known = ~(maps + others).isnan().flatten(1).any(dim=1)
+    return ((a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()).where(known, math.nan)
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _where_any(maps: Tensor, result: Tensor) -> Tensor:
-    return result.where((maps != 0).any(dim=2).any(dim=1), math.nan)
+    return result.where((maps != 0).flatten(1).any(dim=1) & ~maps.isnan().flatten(1).any(dim=1), math.nan)
 
 
 def _checked(maps: Tensor, masks: Tensor | None = None) -> Tensor:

@@ -101,8 +101,8 @@ def max_sensitivity(
 ) -> Tensor:
     """Return the largest relative change of a map under small uniform noise on the image.
 
-    max over draws of ||map(x + noise) - map(x)|| / ||map(x)|| (Yeh et al., On the (in)fidelity and sensitivity of
-    explanations, NeurIPS 2019, sec. 4), the noise of each value in [-radius, radius].
+    max over draws of ||map(x + noise) - map(x)|| / ||map(x)||, the noise of each value in [-radius, radius]: Yeh et
+    al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019, there without the quotient.
 
     Args:
         make_maps: gives maps (N, H, W) of images; of the same classes each time, or it measures more than the maps.
@@ -112,7 +112,7 @@ def max_sensitivity(
         seed: of the noise.
 
     Returns:
-        (N,), at least 0.
+        (N,), at least 0; NaN or infinite for a map that is zero everywhere.
     """
     generator = torch.Generator().manual_seed(seed)
     before = make_maps(images)
@@ -140,17 +140,25 @@ def randomisation_check(model: nn.Module, make_maps: Callable[[nn.Module], Tenso
     Returns:
         For each part, from the last on, Spearman's rank correlation (N,) of the maps with the first, after it and all
         parts above it were initialized anew.
+
+    Raises:
+        ValueError: if the model has parameters that no layer's ``reset_parameters`` initializes.
     """
     network = copy.deepcopy(model)
+    layers = [module for module in network.modules() if hasattr(module, "reset_parameters")]
+    own = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
+    kept = [name for name, parameter in network.named_parameters() if id(parameter) not in own]
+    if kept:
+        raise ValueError(f"{type(model).__name__}: cannot initialize {', '.join(kept)} anew")
     before = make_maps(network).flatten(1)
     similarity = {}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for name, part in reversed(list(network.named_children())):
-            layers: list[Any] = [module for module in part.modules() if hasattr(module, "reset_parameters")]
-            for layer in layers:
+            below: list[Any] = [module for module in part.modules() if hasattr(module, "reset_parameters")]
+            for layer in below:
                 layer.reset_parameters()
-            if layers:
+            if below:
                 similarity[name] = rank_correlation(make_maps(network).flatten(1), before)
     return similarity
 
