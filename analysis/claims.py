@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare import bootstrap_interval
+from analysis.measures import CONTROLS
 
 MIN_IMAGES = 20  # of fewer, an interval says too little
-CONTROLS = ("pooled_saliency", "random", "sobel", "gaussian")
 CLAIM_COLUMNS = {
     "claim": "str",
     "verdict": "str",
@@ -39,7 +39,7 @@ class Comparison:
         map: whose measure.
         measure: which, as :mod:`analysis.measures` names it.
         than: another map, or a number.
-        below: if given, not the measure is compared but the share of images on which it is below this.
+        below: if given, not the measure is compared but the share of images on which it is below this, with a number.
         control: whether ``than`` is a control, or a rival that the claim itself speaks of.
     """
 
@@ -134,7 +134,7 @@ def _compare(comparison: Comparison, values: pd.DataFrame) -> dict[str, object]:
         return {}
     of_measure = values[values.index.get_level_values("measure") == comparison.measure]
     known = of_measure[np.isfinite(of_measure[maps]).all(axis=1)]
-    networks = known.reset_index().drop(columns=["measure", "image", *values.columns]).drop_duplicates()
+    networks = {key[:-1] for key in known.index}
     if known.empty:
         return {}
     ours = known[comparison.map] if comparison.below is None else (known[comparison.map] < comparison.below) * 1.0

@@ -170,6 +170,7 @@ def _explain(
             gradients = _gradients(logits, chosen, score, (x, activations))
             weights = _pooled(gradients, of=1)
         saliency = torch.stack([_at_least_float32(of_x).abs().amax(dim=1) for of_x, *_ in gradients], dim=1)
+        saliency.masked_fill_(logits.isnan().any(dim=1)[:, None, None, None], torch.nan)  # which a ReLU hides
         maps = (chosen, saliency, _weighted_sum(weights, activations))
     if target is None or target.ndim == 1:
         maps = (chosen[:, 0], saliency[:, 0], maps[2][:, 0])
@@ -261,7 +262,7 @@ def _own(images: Tensor) -> Tensor:
 
 def _chosen(logits: Tensor, target: Tensor | None) -> Tensor:
     """Return the classes to explain, (N, T)."""
-    chosen = logits.argmax(dim=1) if target is None else target
+    chosen = logits.argmax(dim=1) if target is None else target.clone()  # one of inference mode could not be saved
     return chosen if chosen.ndim == 2 else chosen[:, None]
 
 

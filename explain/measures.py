@@ -146,7 +146,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
         raise ValueError(f"maps {tuple(maps.shape)} and {tuple(others.shape)} must have the same shape")
     a, b = (_ranks(m.flatten(1)) for m in (maps, others))
     a, b = (r - (r.shape[1] + 1) / 2 for r in (a, b))
-    known = ~(maps + others).isnan().flatten(1).any(dim=1)
+    known = ~(maps.isnan() | others.isnan()).flatten(1).any(dim=1)
     return ((a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()).where(known, math.nan)
 
 

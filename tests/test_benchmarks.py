@@ -4,11 +4,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import recipes, tables, training
-from trainables import ImageData, TrialSettings
+from benchmarks import calibration, recipes, tables, training
+from benchmarks import explain as explaining
+from trainables import ImageData, ResNet18, TrialSettings, load_data
 
 
 def row(variant: str, seed: int, accuracy: float) -> dict[str, object]:
@@ -79,3 +81,40 @@ def test_our_epochs_and_the_overhead_are_measured(monkeypatch):
     assert 0 < measured["share_outside"] < 1
     assert measured["validation_of_a_tenth_per_epoch"] > 0
     assert measured["n"] == 2
+
+
+def test_all_ways_to_explain_are_timed(monkeypatch):
+    monkeypatch.setattr(explaining, "network", lambda device: ResNet18(100, width=4).to(device).eval())
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = {row["way"]: row for row in explaining.speed(pixels, torch.device("cpu"), 2)}
+    assert rows["plain forward, fp32"]["forwards"] == "1.00 (1.00-1.00)"
+    assert rows["captum + captum, fp32"]["captum + captum takes"] == "1.00 (1.00-1.00)"
+    assert all(row["images_per_second"] > 0 and row["n"] == 2 for row in rows.values())
+    streamed = explaining._stream(pixels.repeat(200, 1, 1, 1), "cpu", 800)
+    assert streamed["images"] == 800
+    assert streamed["images_per_second"] > 0
+    assert 0 <= streamed["growth_mb"] < streamed["peak_mb"]
+
+
+def test_calibration_is_of_networks_in_eval_mode(monkeypatch):
+    monkeypatch.setattr(calibration, "SETTINGS", TrialSettings(width=2, max_epochs=1, batch_size=256))
+    monkeypatch.setattr(calibration, "TEST_SIZE", 200)
+    monkeypatch.setattr(calibration, "load_data", lambda name, split, size=200: load_data(name, split, size=size))
+    seen = []
+
+    def compute(model, about, data, device):
+        seen.append((model.training, about["epoch"], len(data)))
+        parts = {"map": "saliency", "measure": "energy_on_object", "image": [0, 1], "value": [0.25, 0.75]}
+        return {}, pd.DataFrame(parts)
+
+    monkeypatch.setattr(calibration, "_compute", compute)
+    found, measures = calibration.calibrate("biased", 0, 400, "cpu")
+    assert seen == [(False, 1, 200)]
+    assert found["saliency"] == 0.5
+    assert 0 <= found["accuracy"] <= 1
+    assert 0 < found["kept_under_swap"] < 1
+    monkeypatch.setattr(calibration, "MAPS", ("saliency",))
+    (only,) = calibration.table([found, found], measures, "biased")
+    assert only["energy_on_object"] == 0.5
+    assert only["over_networks"] == "0.5000-0.5000"
+    assert (only["images"], only["networks"]) == (2, 2)

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims import CLAIM_COLUMNS, CLAIMS, Claim, Comparison, decide
+from analysis.claims import CLAIM_COLUMNS, CLAIMS, CONTROLS, MIN_IMAGES, Claim, Comparison, decide
 from analysis.compare import bootstrap_interval
 
 NAN = float("nan")
 HIGHER = Comparison("ours", "merit", "theirs")
-LOWER = Comparison("ours", "merit", "theirs", higher=False)
+LOWER = Comparison("theirs", "merit", "ours")
 
 
 def table(trial_id: str = "t0", first: int = 0, **values: dict[str, list[float]]) -> pd.DataFrame:
@@ -29,8 +29,9 @@ def decided(measures: pd.DataFrame, *comparisons: Comparison) -> list[dict[str, 
 
 
 def test_a_row_says_what_was_compared_with_what_and_by_how_much():
-    # On both images the map is 0.25 higher: so it is in every resample.
-    rows = decided(table(merit={"ours": [0.5, 1.0], "theirs": [0.25, 0.75], "other": [9.0, 9.0]}), HIGHER)
+    # On all images the map is 0.25 higher: so it is in every resample.
+    merit = {"ours": [0.5, 1.0] * 10, "theirs": [0.25, 0.75] * 10, "other": [9.0, 9.0] * 10}
+    rows = decided(table(merit=merit), HIGHER)
     assert rows == [
         {
             "claim": "It is so.",
@@ -38,11 +39,12 @@ def test_a_row_says_what_was_compared_with_what_and_by_how_much():
             "map": "ours",
             "measure": "merit",
             "than": "theirs",
+            "control": False,
             "difference": 0.25,
             "low": 0.25,
             "high": 0.25,
             "holds": "yes",
-            "num_images": 2,
+            "num_images": 20,
             "num_networks": 1,
         }
     ]
@@ -51,60 +53,124 @@ def test_a_row_says_what_was_compared_with_what_and_by_how_much():
 @pytest.mark.parametrize(
     ("differences", "higher", "lower"),
     [
-        ([1.0, 2.0, 3.0], "yes", "no"),
-        ([-1.0, -2.0, -3.0], "no", "yes"),
-        ([1.0, -1.0, 1.0, -1.0], "open", "open"),
-        ([3.0, 3.0, 3.0, -1.0], "open", "open"),  # 13 of 256 resamples hold the last at least three times
-        ([0.0, 0.0, 0.0], "open", "open"),
+        ([1.0, 2.0, 3.0] * 7, "yes", "no"),
+        ([-1.0, -2.0, -3.0] * 7, "no", "yes"),
+        ([1.0, -1.0] * 10, "open", "open"),
+        ([100.0] + [-1.0] * 19, "open", "open"),  # the first is missing in one resample of three
+        ([0.0] * 20, "open", "open"),
         ([5.0], "open", "open"),  # one image has no interval
     ],
 )
-def test_a_comparison_holds_if_the_whole_interval_lies_on_its_side(differences, higher, lower):
+def test_a_comparison_holds_if_the_whole_interval_lies_above_0(differences, higher, lower):
     measures = table(merit={"ours": differences, "theirs": [0.0] * len(differences)})
     verdicts = {"yes": "supported", "no": "not supported", "open": "undecided"}
-    for comparison, expected in ((HIGHER, higher), (LOWER, lower)):
+    for comparison, expected, sign in ((HIGHER, higher, 1), (LOWER, lower, -1)):
         (row,) = decided(measures, comparison)
         assert (row["holds"], row["verdict"]) == (expected, verdicts[expected])
-        assert row["difference"] == pytest.approx(np.mean(differences))
+        assert row["difference"] == pytest.approx(sign * np.mean(differences))
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+@pytest.mark.parametrize("networks", [1, 3])
+def test_of_too_few_images_every_comparison_is_open(missing, networks):
+    assert MIN_IMAGES == 20
+    for images, higher, lower in ((19, "open", "open"), (20, "yes", "no")):
+        merit = {"ours": [5.0] * images + [NAN] * missing, "theirs": [1.0] * (images + missing)}
+        measures = pd.concat([table(f"t{i}", merit=merit) for i in range(networks)])
+        above, below = decided(measures, HIGHER, LOWER)
+        assert (above["holds"], below["holds"], above["num_images"]) == (higher, lower, images)
+        assert (above["difference"], above["low"], above["high"]) == (4.0, 4.0, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("controls", "verdict"),
+    ("rivals", "controls", "verdict"),
     [
-        (["below", "below"], "supported"),
-        (["below", "above"], "not supported"),
-        (["above", "below", "below", "below"], "not supported"),
-        (["below", "alike"], "undecided"),
-        (["alike", "above"], "not supported"),
-        (["alike", "alike"], "undecided"),
+        (["below"], [], "supported"),
+        (["below"], ["below", "below"], "supported"),
+        (["below", "below"], ["below"], "supported"),
+        # It beats the rival, and not more than that.
+        (["below"], ["below", "alike"], "not supported"),
+        (["below"], ["alike", "alike"], "not supported"),
+        (["below"], ["below", "above"], "not supported"),
+        (["below"], ["above", "absent"], "not supported"),
+        (["below"], ["alike", "absent"], "not supported"),
+        (["below", "below"], ["alike"], "not supported"),
+        # Of a control nothing is known.
+        (["below"], ["absent"], "undecided"),
+        (["below"], ["below", "absent"], "undecided"),
+        # A rival is open, or not there.
+        (["alike"], [], "undecided"),
+        (["alike"], ["below", "below"], "undecided"),
+        (["alike"], ["alike"], "undecided"),
+        (["alike"], ["absent"], "undecided"),
+        (["below", "alike"], ["below"], "undecided"),
+        (["below", "alike"], ["alike"], "undecided"),
+        (["below", "absent"], ["below"], "undecided"),
+        # One that fails is enough.
+        (["above"], [], "not supported"),
+        (["above"], ["below", "below"], "not supported"),
+        (["above"], ["absent"], "not supported"),
+        (["above", "alike"], ["below"], "not supported"),
+        (["below", "above"], ["below"], "not supported"),
+        (["alike"], ["above"], "not supported"),
+        (["absent", "above"], [], "not supported"),
+        # Of controls alone nothing is said.
+        (["absent"], [], None),
+        (["absent"], ["below"], None),
+        (["absent", "absent"], ["above", "alike"], None),
+        ([], ["below"], None),
     ],
 )
-def test_a_claim_needs_all_its_comparisons_and_one_failing_control_is_enough(controls, verdict):
-    measures = table(merit={"ours": [2.0] * 4, "below": [1.0] * 4, "above": [3.0] * 4, "alike": [1.0, 3.0, 1.0, 3.0]})
-    rows = decided(measures, *(Comparison("ours", "merit", control) for control in controls))
-    assert [row["verdict"] for row in rows] == [verdict] * len(controls)
-    assert [row["than"] for row in rows] == controls
+def test_a_claim_needs_its_rivals_and_its_controls(rivals, controls, verdict):
+    values = {"ours": [2.0] * 20, "below": [1.0] * 20, "above": [3.0] * 20, "alike": [1.0, 3.0] * 10}
+    comparisons = [Comparison("ours", "merit", name) for name in rivals]
+    comparisons += [Comparison("ours", "merit", name, control=True) for name in controls]
     holds = {"below": "yes", "above": "no", "alike": "open"}
-    assert [row["holds"] for row in rows] == [holds[control] for control in controls]
+    expected = [(c.than, c.control, holds[c.than], verdict) for c in comparisons if c.than != "absent" and verdict]
+    for order in (1, -1):
+        rows = decided(table(merit=values), *comparisons[::order])
+        assert [(row["than"], row["control"], row["holds"], row["verdict"]) for row in rows] == expected[::order]
 
 
-def test_a_map_is_compared_with_what_it_would_have_by_chance():
+def test_a_map_is_compared_with_a_number():
     measures = table(lift={"ours": [0.25, 0.75], "theirs": [1.5, 2.0]})
-    below, above = decided(
-        measures, Comparison("ours", "lift", 1.0, higher=False), Comparison("theirs", "lift", 1.0, higher=False)
-    )
-    assert (below["than"], below["difference"], below["holds"]) == ("1.0", -0.5, "yes")
-    assert (above["than"], above["difference"], above["holds"]) == ("1.0", 0.75, "no")
+    below, above = decided(measures, Comparison("ours", "lift", 1.0), Comparison("theirs", "lift", 1.0))
+    assert (below["than"], below["difference"]) == ("1.0", -0.5)
+    assert (above["than"], above["difference"]) == ("1.0", 0.75)
     assert (below["low"], below["high"]) == (-0.75, -0.25)  # each image alone makes up a quarter of the resamples
 
 
+def test_the_share_of_images_below_a_value_is_compared():
+    # Of 25, ten are below 1 and one is 1 exactly; of another, none is known.
+    lift = [0.5] * 10 + [1.0] + [1.5] * 14 + [NAN]
+    (row,) = decided(table(lift={"ours": lift}), Comparison("ours", "lift", 0.1, below=1.0))
+    assert (row["than"], row["num_images"], row["holds"]) == ("0.1", 25, "yes")
+    assert row["difference"] == pytest.approx(0.4 - 0.1)
+    expected = bootstrap_interval(np.array([1.0] * 10 + [0.0] * 15) - 0.1)
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.0, "no"), (0.1, "open"), (0.15, "open"), (0.3, "yes"), (1.0, "yes")])
+def test_several_cases_are_more_than_a_share_that_could_be_none(share, holds):
+    lift = [0.9] * round(100 * share) + [1.1] * round(100 - 100 * share)
+    (row,) = decided(table(lift={"ours": lift}), Comparison("ours", "lift", 0.1, below=1.0))
+    assert (row["difference"], row["holds"]) == (pytest.approx(share - 0.1), holds)
+
+
+def test_an_image_is_a_case_in_as_far_as_it_is_one_for_each_network():
+    # The second image is below 1 for one network of two, although its mean over both is not.
+    measures = pd.concat([table("t0", lift={"ours": [0.5, 0.5, 2.0]}), table("t1", lift={"ours": [0.5, 9.0, 2.0]})])
+    (row,) = decided(measures, Comparison("ours", "lift", 0.0, below=1.0))
+    assert (row["difference"], row["num_images"], row["num_networks"]) == (0.5, 3, 2)
+
+
 def test_comparisons_without_data_are_left_out_and_claims_without_any_too():
-    measures = table(merit={"ours": [2.0, 3.0], "theirs": [1.0, 1.0]})
+    measures = table(merit={"ours": [2.0, 3.0] * 10, "theirs": [1.0, 1.0] * 10})
     absent = Comparison("ours", "on_object", "theirs")
     claims = [Claim("None.", (absent,)), Claim("Some.", (absent, HIGHER)), Claim("All.", (LOWER,)), Claim("No.", ())]
     found = decide(measures, claims)
     assert found[["claim", "verdict", "measure"]].to_numpy().tolist() == [
-        ["Some.", "supported", "merit"],
+        ["Some.", "undecided", "merit"],
         ["All.", "not supported", "merit"],
     ]
     assert list(found.index) == [0, 1]
@@ -135,6 +201,12 @@ def test_images_without_a_value_of_both_are_left_out():
     assert (row["num_images"], row["difference"], row["low"], row["high"]) == (2, 1.0, -2.0, 4.0)
 
 
+def test_infinite_values_are_left_out():
+    measures = table(merit={"ours": [float("inf"), 5.0, 2.0], "theirs": [0.0, 1.0, float("-inf")]})
+    (row,) = decided(measures, HIGHER)
+    assert (row["num_images"], row["difference"]) == (1, 4.0)
+
+
 def test_an_image_counts_once_with_its_mean_over_networks():
     # Differences: image 0: 1 and 0, image 1: 0.5 and 0, image 2, of one network: 0. The mean of the five would be 0.3.
     measures = pd.concat(
@@ -146,6 +218,49 @@ def test_an_image_counts_once_with_its_mean_over_networks():
     (row,) = decided(measures, HIGHER)
     assert (row["difference"], row["num_images"], row["num_networks"]) == (0.25, 3, 2)
     assert (row["low"], row["high"]) == bootstrap_interval(np.array([0.5, 0.25, 0.0]))[1:]
+
+
+def test_maps_are_paired_within_a_network_before_networks_are_averaged():
+    # Of image 0 the second network has one map only: its 100 is compared with nothing. Of image 1 neither has both.
+    measures = pd.concat(
+        [
+            table("t0", merit={"ours": [2.0, NAN, 3.0], "theirs": [1.0, 7.0, 1.0]}),
+            table("t1", merit={"ours": [100.0, 50.0, 8.0], "theirs": [NAN, NAN, 4.0]}),
+        ]
+    )
+    (row,) = decided(measures, HIGHER)
+    assert (row["difference"], row["num_images"], row["num_networks"]) == (2.0, 2, 2)
+    assert (row["low"], row["high"]) == (1.0, 3.0)
+
+
+def test_a_network_without_any_pair_does_not_count():
+    measures = pd.concat(
+        [
+            table("t0", merit={"ours": [2.0, 3.0], "theirs": [1.0, 1.0]}),
+            table("t1", merit={"ours": [9.0, 9.0], "theirs": [NAN, NAN]}),
+            table("t2", merit={"ours": [9.0, 9.0], "others": [1.0, 1.0]}),
+        ]
+    )
+    first, second, third = decided(
+        measures, HIGHER, Comparison("ours", "merit", "others"), Comparison("ours", "merit", 1.0)
+    )
+    assert (first["difference"], first["num_networks"]) == (1.5, 1)
+    assert (second["difference"], second["num_networks"]) == (8.0, 1)
+    assert third["num_networks"] == 3
+
+
+def test_trials_of_the_same_name_in_two_runs_are_two_networks():
+    one = table(merit={"ours": [2.0, NAN], "theirs": [1.0, 1.0]})
+    two = table(merit={"ours": [5.0, 5.0], "theirs": [NAN, 3.0]})
+    (row,) = decided(pd.concat([one.assign(run="a"), two.assign(run="b")]), HIGHER)
+    assert (row["difference"], row["num_images"], row["num_networks"]) == (1.5, 2, 2)
+
+
+def test_measures_of_one_network_need_no_name_of_it():
+    measures = table(merit={"ours": [2.0, 3.0], "theirs": [1.0, 1.0]})
+    (row,) = decided(measures.drop(columns="trial_id"), HIGHER)
+    assert row == decided(measures, HIGHER)[0]
+    assert row["num_networks"] == 1
 
 
 def test_more_networks_of_the_same_images_do_not_narrow_the_interval():
@@ -183,45 +298,106 @@ def test_the_interval_is_that_of_the_differences():
     assert (row["difference"], row["low"], row["high"]) == pytest.approx(expected, abs=1e-6)
 
 
+TYPES = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in CLAIM_COLUMNS.items()}).dtypes
+
+
 def test_columns_and_types_are_those_documented():
     measures = table(merit={"ours": [2.0, 3.0], "theirs": [1.0, 1.0]})
-    found = decide(measures, [Claim("It is so.", (HIGHER, Comparison("ours", "merit", 1.0)))])
-    assert tuple(found.columns) == CLAIM_COLUMNS
-    for name in ("difference", "low", "high"):
-        assert found[name].dtype == np.float64
-    for name in ("num_images", "num_networks"):
-        assert found[name].dtype == np.int64
+    found = decide(measures, [Claim("It is so.", (HIGHER, Comparison("ours", "merit", 1.0, control=True)))])
+    assert " ".join(found.columns) == (
+        "claim verdict map measure than control difference low high holds num_images num_networks"
+    )
+    pd.testing.assert_series_equal(found.dtypes, TYPES)
+    assert found["control"].to_list() == [False, True]
     for name in ("claim", "verdict", "map", "measure", "than", "holds"):
         assert found[name].map(type).unique().tolist() == [str]
 
 
-@pytest.mark.parametrize("kind", ["no rows", "no such measure", "as load_measures gives it"])
+@pytest.mark.parametrize("kind", ["no rows", "no such measure", "controls only", "as load_measures gives it"])
 def test_without_data_there_are_columns_and_no_rows(kind):
-    measures = table(other={"ours": [1.0]}) if kind == "no such measure" else table()
-    if kind == "as load_measures gives it":
+    measures = table()
+    if kind == "no such measure":
+        measures = table(other={"ours": [1.0]})
+    elif kind == "controls only":
+        measures = table(patch_fidelity={"gradcam": [1.0] * 20, "random": [0.0] * 20})
+    elif kind == "as load_measures gives it":
         measures = measures.astype({"image": object, "value": object})
     found = decide(measures)
-    assert tuple(found.columns) == CLAIM_COLUMNS
     assert found.empty
+    pd.testing.assert_series_equal(found.dtypes, TYPES)
+
+
+# --- the shipped claims ---
+
+
+def test_comparisons_of_the_shipped_claims_are_with_controls_where_they_say_so():
+    for claim in CLAIMS:
+        assert not claim.comparisons[0].control
+        for comparison in claim.comparisons:
+            assert comparison.control == bool({comparison.map, comparison.than} & set(CONTROLS))
+
+
+def for_claims() -> dict[str, dict[str, list[float]]]:
+    """As the claims say, every control worse than Grad-CAM."""
+    every = ("saliency", "gradcam", *CONTROLS)
+    best = {name: [2.0 if name == "gradcam" else 1.0] * 20 for name in every}
+    smoothest = {name: [1.0 if name == "gradcam" else 2.0] * 20 for name in every}
+    return {
+        "high_frequency_share": smoothest,
+        "max_sensitivity": {name: smoothest[name] for name in ("saliency", "gradcam", "pooled_saliency")},
+        "energy_lift": {name: [0.5] * 10 + [1.5] * 10 for name in every},
+        **dict.fromkeys(("energy_on_object", "rank_accuracy", "grid_pointing", "patch_fidelity"), best),
+    }
+
+
+def verdicts(measures: pd.DataFrame) -> dict[str, str]:
+    return dict(decide(measures).drop_duplicates("claim")[["claim", "verdict"]].to_numpy().tolist())
 
 
 def test_the_shipped_claims_follow_from_a_table_made_for_them():
-    """Saliency and Grad-CAM as the claims say, and every control worse than Grad-CAM but for one measure."""
-    every = ("saliency", "gradcam", "pooled_saliency", "random", "sobel", "gaussian")
-    worse = {name: [2.0 if name == "gradcam" else 1.0] * 3 for name in every}
-    measures = table(
-        high_frequency_share={**worse, "saliency": [3.0] * 3},
-        energy_lift={**worse, "saliency": [0.5] * 3, "gradcam": [1.5] * 3},
-        total_variation={**worse, "gradcam": [0.5] * 3},
-        energy_on_object=worse,
-        grid_pointing={**worse, "gaussian": [2.5] * 3},
-        patch_fidelity=worse,
-    )
-    found = decide(measures)
-    verdicts = ["supported", "not supported", "supported", "supported", "not supported", "supported"]
-    assert found.drop_duplicates("claim")["verdict"].to_list() == verdicts
-    assert found["claim"].unique().tolist() == [claim.sentence for claim in CLAIMS]
-    assert found[found["holds"] == "no"][["map", "than"]].to_numpy().tolist() == [
-        ["gradcam", "1.0"],
-        ["gradcam", "gaussian"],
-    ]
+    found = decide(table(**for_claims()))
+    assert found["claim"].to_list() == [claim.sentence for claim in CLAIMS for _ in claim.comparisons]
+    assert set(found["holds"]) == {"yes"}
+    assert set(found["verdict"]) == {"supported"}
+    assert len(CLAIMS) == 4
+
+
+@pytest.mark.parametrize(
+    ("measure", "name", "values", "claim"),
+    [
+        ("high_frequency_share", "saliency", [0.5] * 20, 0),
+        ("high_frequency_share", "pooled_saliency", [1.0] * 20, 0),  # as coarse, as smooth
+        ("high_frequency_share", "random", [0.0, 2.0] * 10, 0),
+        ("max_sensitivity", "saliency", [0.5] * 20, 0),
+        ("energy_lift", "saliency", [1.5] * 20, 1),
+        ("energy_lift", "pooled_saliency", [1.0] * 20, 1),
+        ("energy_lift", "pooled_saliency", [0.5] * 2 + [1.5] * 18, 1),  # open
+        ("energy_on_object", "saliency", [3.0] * 20, 2),
+        ("energy_on_object", "gaussian", [2.5] * 20, 2),
+        ("rank_accuracy", "random", [1.0, 3.0] * 10, 2),
+        ("grid_pointing", "sobel", [2.0] * 20, 3),
+        ("patch_fidelity", "pooled_saliency", [2.5] * 20, 3),
+    ],
+)
+def test_one_comparison_that_fails_takes_its_claim_with_it(measure, name, values, claim):
+    measures = for_claims()
+    measures[measure] = {**measures[measure], name: values}
+    expected = ["supported"] * 4
+    expected[claim] = "not supported"
+    assert list(verdicts(table(**measures)).values()) == expected
+
+
+def test_without_masks_nothing_is_said_of_the_object():
+    measures = for_claims()
+    for measure in ("energy_lift", "energy_on_object", "rank_accuracy"):
+        del measures[measure]
+    assert verdicts(table(**measures)) == {CLAIMS[i].sentence: "supported" for i in (0, 3)}
+
+
+def test_without_a_control_or_a_rival_a_claim_is_undecided():
+    measures = for_claims()
+    del measures["max_sensitivity"]
+    measures["rank_accuracy"] = {k: v for k, v in measures["rank_accuracy"].items() if k != "sobel"}
+    measures["grid_pointing"] = {k: v for k, v in measures["grid_pointing"].items() if k != "saliency"}
+    expected = ["undecided", "supported", "undecided", "undecided"]
+    assert list(verdicts(table(**measures)).values()) == expected

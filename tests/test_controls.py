@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from explain.controls import centred_gaussian, pooled, random_maps, sobel
+from explain.controls import centred_gaussian, pooled, rearranged, sobel
 from explain.maps import upsample
 from explain.measures import high_frequency_share, total_variation
 
@@ -13,54 +13,83 @@ def random(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_pooled_maps_are_means_of_blocks_enlarged_again():
+def test_rearranged_values_are_highest_where_the_order_is():
+    cam = torch.tensor([[[5.0, 0.0, 1.0], [0.0, 7.0, 2.0]]])
+    order = torch.tensor([[[-2.0, 30.0, 0.5], [0.25, -1.0, 8.0]]])
+    # From the lowest order on: 0, 0, 1, 2, 5, 7.
+    assert rearranged(cam, order).tolist() == [[[0.0, 7.0, 2.0], [1.0, 0.0, 5.0]]]
+
+
+def test_of_equal_places_in_the_order_those_further_up_and_left_get_the_lower_values():
+    cam, order = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]]), torch.tensor([[[0.0, 0.0], [0.0, -1.0]]])
+    assert rearranged(cam, order).tolist() == [[[2.0, 3.0], [4.0, 1.0]]]
+
+
+def test_rearranged_maps_have_their_own_values_in_the_order_that_was_given():
+    cam, order = random(50, 4, 3).sub(0.5).relu(), random(100, 4, 3)[50:]
+    found = rearranged(cam, order)
+    assert torch.equal(found.flatten(1).sort().values, cam.flatten(1).sort().values)
+    sorted_by_order = found.flatten(1).gather(1, order.flatten(1).argsort())
+    assert (sorted_by_order.diff(dim=1) >= 0).all()
+    torch.testing.assert_close(rearranged(cam, cam), cam, rtol=0, atol=0)
+    assert torch.equal(rearranged(cam, order * 100 - 7), found)
+    assert torch.equal(found, torch.cat([rearranged(cam[i : i + 1], order[i : i + 1]) for i in range(50)]))
+
+
+def test_in_any_order_each_value_comes_to_each_place_equally_often():
+    cam = torch.tensor([[0.0, 0.0], [3.0, 1.0]]).expand(4000, 2, 2)
+    found = rearranged(cam, random(4000, 2, 2))
+    for value in (1.0, 3.0):
+        torch.testing.assert_close((found == value).float().mean(0), torch.full((2, 2), 0.25), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "strided"])
+def test_maps_of_any_layout_are_rearranged(layout):
+    cam, order = random(2, 4, 4), random(4, 4, 4)[2:]
+    given = {"expanded": cam[:1].expand(2, 4, 4), "transposed": cam.mT, "strided": random(2, 8, 8)[:, ::2, ::2]}[layout]
+    before = given.clone()
+    assert torch.equal(rearranged(given, order), rearranged(given.contiguous(), order))
+    assert torch.equal(rearranged(order, given), rearranged(order, given.contiguous()))
+    assert torch.equal(given, before)
+
+
+def test_pooled_maps_are_the_values_of_grad_cam_in_the_order_of_means_of_blocks():
     maps = torch.tensor([[[1.0, 3.0, 0.0, 4.0], [5.0, 7.0, 8.0, 0.0]]])
-    # The blocks' means are 4 and 3; bilinearly, the pixels between their centres lie a quarter of the way from each.
-    assert pooled(maps, (1, 2)).tolist() == [[[4.0, 3.75, 3.25, 3.0]] * 2]
+    # The blocks' means are 4 and 3, so 10 comes first; enlarged, pixels between lie a quarter of the way from each.
+    assert pooled(maps, torch.tensor([[[2.0, 10.0]]])).tolist() == [[[10.0, 8.0, 4.0, 2.0]] * 2]
+    assert pooled(maps.flip(2), torch.tensor([[[2.0, 10.0]]])).tolist() == [[[2.0, 4.0, 8.0, 10.0]] * 2]
 
 
-def test_pooled_maps_at_their_own_resolution_are_the_maps():
-    maps = random(2, 6, 5)
-    torch.testing.assert_close(pooled(maps, (6, 5)), maps)
+def test_pooled_maps_of_the_same_order_are_grad_cam_as_it_is_shown():
+    cam = random(3, 3, 4)
+    blocks = cam.square().repeat_interleave(4, 1).repeat_interleave(2, 2)
+    torch.testing.assert_close(pooled(blocks, cam), upsample(cam, (12, 8)))
 
 
 def test_pooled_maps_keep_their_shape_and_a_batch_is_its_maps_one_by_one():
-    maps = random(3, 12, 8)
-    found = pooled(maps, (3, 4))
+    maps, cam = random(3, 12, 8), random(6, 3, 4)[3:]
+    found = pooled(maps, cam)
     assert found.shape == maps.shape
-    blocks = maps.view(3, 3, 4, 4, 2).mean((2, 4))
-    expected = F.interpolate(blocks[:, None], (12, 8), mode="bilinear", align_corners=False)[:, 0]
+    places = maps.view(3, 3, 4, 4, 2).mean((2, 4)).flatten(1).argsort(1).argsort(1)
+    expected = cam.flatten(1).sort().values.gather(1, places).view(3, 1, 3, 4)
+    expected = F.interpolate(expected, (12, 8), mode="bilinear", align_corners=False)[:, 0]
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found, torch.cat([pooled(maps[i : i + 1], (3, 4)) for i in range(3)]))
+    torch.testing.assert_close(found, torch.cat([pooled(maps[i : i + 1], cam[i : i + 1]) for i in range(3)]))
 
 
-def test_random_maps_are_uniform_noise_enlarged():
-    maps = random_maps(500, (4, 4), (4, 4), seed=3)
-    assert maps.shape == (500, 4, 4)
-    assert ((maps >= 0) & (maps < 1)).all()
-    assert maps.mean().item() == pytest.approx(1 / 2, abs=0.02)
-    assert maps.var().item() == pytest.approx(1 / 12, abs=0.005)
-    torch.testing.assert_close(random_maps(500, (4, 4), (32, 24), seed=3), upsample(maps, (32, 24)))
-
-
-def test_random_maps_depend_on_the_seed_alone():
-    torch.manual_seed(0)
-    first, state = random_maps(2, (4, 4), (8, 8), seed=1), torch.get_rng_state()
-    torch.manual_seed(1)
-    assert torch.equal(random_maps(2, (4, 4), (8, 8), seed=1), first)
-    assert not torch.equal(random_maps(2, (4, 4), (8, 8), seed=2), first)
-    assert not torch.equal(first[0], first[1])
-    torch.manual_seed(0)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_pooled_maps_may_have_cells_of_no_whole_number_of_pixels():
+    maps, cam = random(2, 9, 7), random(4, 4, 3)[2:]
+    order = F.adaptive_avg_pool2d(maps, (4, 3))
+    torch.testing.assert_close(pooled(maps, cam), upsample(rearranged(cam, order), (9, 7)))
 
 
 @pytest.mark.parametrize("measure", [total_variation, high_frequency_share])
-def test_coarse_noise_looks_smooth_although_it_shows_nothing(measure):
-    coarse, fine = random_maps(20, (4, 4), (32, 32)), random_maps(20, (32, 32), (32, 32))
-    assert measure(coarse).max() < measure(fine).min()
-    assert measure(coarse).mean() < 0.3 * measure(fine).mean()
-    # So does the fine noise itself once it is as coarse, which is what pooled is for.
-    assert measure(pooled(fine, (4, 4))).mean() < 0.3 * measure(fine).mean()
+def test_coarse_maps_look_smooth_although_they_show_nothing(measure):
+    fine, cam = random(20, 32, 32), random(40, 4, 4)[20:]
+    noise = upsample(rearranged(cam, random(60, 4, 4)[40:]), (32, 32))
+    for coarse in (noise, pooled(fine, cam)):
+        assert measure(coarse).max() < measure(fine).min()
+        assert measure(coarse).mean() < 0.3 * measure(fine).mean()
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -90,10 +119,11 @@ def test_sobel_of_a_ramp_is_its_slope_and_of_one_colour_zero():
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)])
 def test_controls_keep_the_type_they_are_given(dtype, atol):
-    images = random(2, 3, 8, 8)
+    images, cam = random(2, 3, 8, 8), random(2, 2, 2)
     for found, expected in (
         (sobel(images.to(dtype)), sobel(images)),
-        (pooled(images[:, 0].to(dtype), (2, 2)), pooled(images[:, 0], (2, 2))),
+        (pooled(images[:, 0].to(dtype), cam.to(dtype)), pooled(images[:, 0], cam)),
+        (rearranged(cam.to(dtype), images[:, 0, :2, :2]), rearranged(cam, images[:, 0, :2, :2])),
     ):
         assert found.dtype == dtype
         torch.testing.assert_close(found, expected, rtol=0, atol=atol, check_dtype=False)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import analysis.measures as measures_module
 from analysis.claims import CLAIMS, decide
-from analysis.measures import measure_maps, with_controls
+from analysis.claims import CONTROLS as CLAIMED_CONTROLS
+from analysis.measures import CONTROLS, OWN, measure_maps, with_controls
 from explain import (
     deletion,
     energy_on_object,
@@ -19,8 +20,8 @@ from explain import (
     max_sensitivity,
     patch_drops,
     patch_fidelity,
-    random_maps,
     randomisation_check,
+    rearranged,
     tile,
     total_variation,
     upsample,
@@ -58,6 +59,11 @@ def masks() -> NDArray[np.bool_]:
     found = np.zeros((4, 32, 32), np.bool_)
     found[0, :16] = found[1, :, :16] = found[2, 8:24, 8:24] = True
     return found
+
+
+def noise() -> Tensor:
+    """What orders the random maps of the four images: the first draws of a seeded generator."""
+    return random(4, 4, 4)
 
 
 def measured(size: int = 32, batch: int = 250, grids: NDArray[np.int64] = GRIDS, **given: object) -> pd.DataFrame:
@@ -102,8 +108,7 @@ def test_every_measure_of_every_map_is_there_once_an_image(whole):
         for (name, measure), group in whole.groupby(["map", "measure"], observed=True)
     }
     assert found == {
-        (name, measure): sorted(GRIDS.flatten() if measure == "grid_pointing" else INDICES)
-        for name, measure in expected
+        (name, measure): sorted(GRIDS[:, 0] if measure == "grid_pointing" else INDICES) for name, measure in expected
     }
 
 
@@ -111,6 +116,11 @@ def test_columns_and_types_are_those_documented(whole):
     assert [str(kind) for kind in whole.dtypes] == ["category", "category", "int64", "float32"]
     assert list(whole.columns) == ["map", "measure", "image", "value"]
     assert list(whole.index) == list(range(len(whole)))
+
+
+def test_controls_of_the_claims_are_those_that_are_measured():
+    assert CLAIMED_CONTROLS == CONTROLS
+    assert (*OWN, *CONTROLS) == MAPS
 
 
 def test_every_comparison_of_the_claims_finds_its_measures(whole):
@@ -121,12 +131,14 @@ def test_every_comparison_of_the_claims_finds_its_measures(whole):
     assert not set(sides) - there
     found = decide(whole.assign(trial_id="t0"))
     assert found["claim"].to_list() == [claim.sentence for claim in CLAIMS for _ in claim.comparisons]
-    assert (found["num_images"] >= 3).all()
+    of_grids = found["measure"] == "grid_pointing"
+    assert (found["num_images"][of_grids] == len(GRIDS)).all()
+    assert (found["num_images"][~of_grids] >= 3).all()  # one has no object
+    assert set(found["verdict"]) == {"undecided"}  # of so few images
 
 
 def test_measures_that_are_not_defined_are_nan_and_no_others(whole):
-    of_one = whole[whole["measure"] != "grid_pointing"]  # there a Grad-CAM may be positive nowhere
-    nowhere = of_one[of_one["value"].isna()]
+    nowhere = whole[whole["value"].isna()]
     assert set(nowhere["image"]) == {17}  # its mask is empty
     assert set(nowhere["measure"]) == {"energy_lift", "rank_accuracy"}
     assert len(nowhere) == 2 * len(MAPS)
@@ -164,9 +176,11 @@ def test_the_network_is_asked_about_a_seeded_choice_of_images(whole, monkeypatch
     chosen = values_of(found, "saliency", "insertion").index
     assert len(set(chosen)) == 2
     assert set(chosen) < set(INDICES)
-    for measure in (*ASKED, "likeness_untrained"):  # the noise of the others depends on how many images there are
-        again = values_of(found, "saliency", measure)
-        np.testing.assert_allclose(again, values_of(whole, "saliency", measure)[chosen], rtol=1e-4, atol=1e-6)
+    compared = [("random", measure) for measure in ASKED]
+    compared += [("saliency", measure) for measure in (*ASKED, "likeness_untrained")]
+    for name, measure in compared:  # the noise of max_sensitivity depends on how many images there are
+        again = values_of(found, name, measure)
+        np.testing.assert_allclose(again, values_of(whole, name, measure)[chosen], rtol=1e-4, atol=1e-6)
     assert values_of(found, "saliency", "gini").index.to_list() == INDICES.tolist()
 
 
@@ -196,6 +210,15 @@ def test_controls_are_measured_as_they_are_made(whole):
     assert values_of(whole, "random", "gini").nunique() == 4
 
 
+def test_the_random_control_has_the_values_of_grad_cam_in_a_seeded_order(whole):
+    model, x = resnet(), pixels()(INDICES)
+    maps = explain(model, x, dtype=torch.float32)
+    control = upsample(rearranged(maps.cam.relu(), noise()), (32, 32))
+    assert_values(whole, "random", "total_variation", INDICES, total_variation(control))
+    assert_values(whole, "random", "energy_on_object", INDICES, energy_on_object(control, torch.from_numpy(masks())))
+    assert_values(whole, "random", "insertion", INDICES, insertion(model, x, control, maps.target, 16))
+
+
 def test_measures_that_ask_the_network_are_those_of_explain(whole):
     model, x = resnet(), pixels()(INDICES)
     maps = explain(model, x, dtype=torch.float32)
@@ -213,6 +236,19 @@ def test_measures_that_ask_the_network_are_those_of_explain(whole):
     assert_values(whole, "saliency", "likeness_untrained", INDICES, likeness[-1])
 
 
+def test_of_some_images_the_network_is_asked_about_the_same_random_maps(cheap):
+    model, to_input, indices = resnet(), pixels(), np.arange(8)
+    maps = explain(model, to_input(indices), dtype=torch.float32)
+    found = measure_maps(model, to_input, indices, maps, None, np.empty((0, 4), np.int64), LABELS)
+    (chosen,) = values_of(found, "random", "insertion").index
+    assert chosen != 0, "the order of the first image would do"
+    control = upsample(rearranged(maps.cam.relu(), random(8, 4, 4)), (32, 32))
+    expected = insertion(model, to_input(indices), control, maps.target, 1)
+    assert_values(found, "random", "insertion", indices[[chosen]], expected[[chosen]])
+    patches = patch_fidelity(control, patch_drops(model, to_input(indices), maps.target, 8))
+    assert_values(found, "random", "patch_fidelity", indices[[chosen]], patches[[chosen]])
+
+
 def test_the_class_that_was_explained_is_asked_for_and_not_the_predicted_one(cheap):
     model, to_input = resnet(), pixels()
     x = to_input(INDICES[:1])
@@ -228,11 +264,30 @@ def test_in_grids_the_class_of_each_cell_is_explained(whole):
     model, x = resnet(), pixels()(np.arange(20))
     maps = explain(model, tile(x, torch.from_numpy(GRIDS)), torch.from_numpy(LABELS[GRIDS]), dtype=torch.float32)
     assert maps.saliency.shape == (2, 4, 64, 64)
-    assert_values(whole, "saliency", "grid_pointing", GRIDS.flatten(), grid_pointing(maps.saliency).flatten())
+    firsts = GRIDS[:, 0]
+    assert_values(whole, "saliency", "grid_pointing", firsts, grid_pointing(maps.saliency).mean(1))
     cam = upsample(maps.cam.relu().flatten(0, 1), (64, 64)).view(2, 4, 64, 64)
-    assert_values(whole, "gradcam", "grid_pointing", GRIDS.flatten(), grid_pointing(cam).flatten())
+    assert_values(whole, "gradcam", "grid_pointing", firsts, grid_pointing(cam).nan_to_num(0.25).mean(1))
     # The middle of the grid belongs to all cells alike.
-    assert_values(whole, "gaussian", "grid_pointing", GRIDS.flatten(), torch.full((8,), 0.25))
+    assert_values(whole, "gaussian", "grid_pointing", firsts, torch.full((2,), 0.25))
+
+
+def test_in_grids_a_map_that_is_nowhere_positive_counts_as_chance(cheap):
+    model, to_input = resnet(), pixels()
+    with torch.no_grad():  # features are at least 0
+        model.head.weight.copy_(-0.1 - model.head.weight.abs())
+        model.head.weight[2].neg_()
+    maps = explain(model, to_input(INDICES), dtype=torch.float32)
+    found = measure_maps(model, to_input, INDICES, maps, None, GRIDS, LABELS)
+    assert LABELS[GRIDS].tolist() == [[0, 2, 4, 2], [0, 1, 3, 1]]
+    target = torch.tensor([[2, 2, 2, 2]])
+    of_third = explain(model, tile(to_input(np.arange(20)), torch.from_numpy(GRIDS[:1])), target, dtype=torch.float32)
+    cam = upsample(of_third.cam.flatten(0, 1), (64, 64)).view(1, 4, 64, 64)
+    shares = grid_pointing(cam)[0]
+    expected = torch.tensor([(shares[1] + shares[3] + 2 * 0.25) / 4, 0.25])
+    assert_values(found, "gradcam", "grid_pointing", GRIDS[:, 0], expected)
+    for control in ("pooled_saliency", "random"):
+        assert values_of(found, control, "grid_pointing").iloc[1] == 0.25
 
 
 def test_masks_are_reduced_to_the_resolution_of_the_input(cheap):
@@ -280,7 +335,7 @@ def test_measures_do_not_depend_on_the_batch(monkeypatch):
     monkeypatch.setattr(measures_module, "STEPS", 2)
     names = ("saliency", "gradcam", "pooled_saliency", "sobel", "gaussian")
     whole = by_batch(250, names)
-    assert len(whole) == 5 * (4 * len((*SHAPE, *ON_OBJECT, *ASKED)) + 8) + 4 * 4 + 3 * 4 * len(REDRAWN)
+    assert len(whole) == 5 * (4 * len((*SHAPE, *ON_OBJECT, *ASKED)) + 2) + 4 * 4 + 3 * 4 * len(REDRAWN)
     pd.testing.assert_series_equal(by_batch(4, names), whole, rtol=1e-3, atol=1e-5)
 
 
@@ -288,21 +343,23 @@ def test_the_random_control_does_not_depend_on_the_batch(cheap):
     pd.testing.assert_series_equal(by_batch(4, ("random",)), by_batch(250, ("random",)), rtol=1e-5)
 
 
-def test_random_maps_are_as_coarse_as_grad_cam(cheap):
-    found = measured()
-    values = values_of(found, "random", "total_variation")
-    expected = total_variation(random_maps(len(INDICES), (4, 4), (32, 32)))
-    np.testing.assert_allclose(values.to_numpy(), expected.numpy(), rtol=1e-5)
+def test_no_two_images_have_the_same_random_order(cheap, monkeypatch):
+    orders = []
 
+    def seen(cam: Tensor, order: Tensor) -> Tensor:
+        orders.append(order)
+        return rearranged(cam, order)
 
-def test_no_two_images_have_the_same_random_control(cheap):
-    found = measured(batch=2, grids=np.empty((0, 1), np.int64))
-    assert values_of(found, "random", "gini").nunique() == len(INDICES)
+    monkeypatch.setattr(measures_module.controls, "rearranged", seen)
+    monkeypatch.setattr(measures_module.controls, "pooled", lambda maps, cam: maps)
+    measured(batch=2, grids=np.empty((0, 1), np.int64))
+    assert torch.equal(torch.cat(orders[:2]), noise())
+    assert len(noise().flatten(1).argsort(1).unique(dim=0)) == len(INDICES)
 
 
 def test_batches_may_be_smaller_than_a_grid(cheap):
     found = measured(batch=3)
-    assert values_of(found, "saliency", "grid_pointing").index.to_list() == GRIDS.flatten().tolist()
+    assert values_of(found, "saliency", "grid_pointing").index.to_list() == GRIDS[:, 0].tolist()
 
 
 # --- with_controls ---
@@ -310,31 +367,40 @@ def test_batches_may_be_smaller_than_a_grid(cheap):
 
 def test_compared_maps_are_those_named_at_the_resolution_of_the_images():
     x, saliency, cam = random(3, 3, 24, 32), random(3, 24, 32, seed=1), random(3, 3, 4, seed=2) - 0.5
-    noise = random_maps(3, (3, 4), (24, 32))
-    compared = with_controls(x, saliency, cam, noise)
+    order = random(3, 3, 4, seed=3)
+    compared = with_controls(x, saliency, cam, order)
     assert tuple(compared) == MAPS
     for heat in compared.values():
         assert heat.shape == (3, 24, 32)
         assert (heat >= 0).all()
         assert (heat.flatten(1).amax(1) > heat.flatten(1).amin(1)).all()
     assert torch.equal(compared["saliency"], saliency)
-    assert torch.equal(compared["random"], noise)
     rectified = torch.where(cam > 0, cam, torch.zeros(()))
     torch.testing.assert_close(compared["gradcam"], upsample(rectified, (24, 32)))
-    # Before the enlargement: averages over blocks of 8 x 8.
+    torch.testing.assert_close(compared["random"], upsample(rearranged(rectified, order), (24, 32)))
+    # Before the enlargement: Grad-CAM's values in the order of averages over blocks of 8 x 8.
     blocks = saliency.view(3, 3, 8, 4, 8).mean((2, 4))
-    torch.testing.assert_close(compared["pooled_saliency"], upsample(blocks, (24, 32)))
+    torch.testing.assert_close(compared["pooled_saliency"], upsample(rearranged(rectified, blocks), (24, 32)))
 
 
 def test_controls_know_no_more_than_they_should():
     x, saliency, cam = random(3, 3, 32, 32), random(3, 32, 32, seed=1), random(3, 4, 4, seed=2) - 0.5
-    noise = random_maps(3, (4, 4), (32, 32))
-    before = with_controls(x, saliency, cam, noise)
-    other_network = with_controls(x, saliency.flip(2), cam.flip(2), noise)
-    other_images = with_controls(1 - x.square(), saliency, cam, noise)
+    before = with_controls(x, saliency, cam, noise()[:3])
 
-    def changed(after: dict[str, Tensor]) -> set[str]:
+    def changed(**other: Tensor) -> set[str]:
+        given = {"images": x, "saliency": saliency, "cam": cam, "noise": noise()[:3], **other}
+        after = with_controls(**given)
         return {name for name in MAPS if not torch.equal(before[name], after[name])}
 
-    assert changed(other_network) == {"saliency", "gradcam", "pooled_saliency"}
-    assert changed(other_images) == {"sobel"}
+    assert changed(saliency=saliency.flip(2)) == {"saliency", "pooled_saliency"}
+    assert changed(cam=cam.flip(2)) == {"gradcam"}  # the same values at other places
+    assert changed(cam=2 * cam) == {"gradcam", "pooled_saliency", "random"}
+    assert changed(cam=torch.where(cam < 0, 3 * cam, cam)) == set()
+    assert changed(images=1 - x.square()) == {"sobel"}
+    assert changed(noise=noise()[1:]) == {"random"}
+
+
+def test_controls_of_a_grad_cam_that_is_nowhere_positive_are_nowhere_positive_either():
+    x, saliency = random(2, 3, 16, 16), random(2, 16, 16, seed=1)
+    compared = with_controls(x, saliency, -random(2, 2, 2, seed=2), random(2, 2, 2, seed=3))
+    assert {name for name, heat in compared.items() if not heat.any()} == {"gradcam", "pooled_saliency", "random"}

@@ -9,6 +9,7 @@ from captum.attr import LayerGradCam, Saliency
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import explain as package
 from explain import ModelError, upsample
@@ -56,8 +57,19 @@ class SumPooled(Tiny):
 
 
 class Rescaled(Tiny):
+    factor = 1.02
+
     def forward(self, x: Tensor) -> Tensor:
-        return 1.05 * super().forward(x)
+        return self.factor * super().forward(x)
+
+
+class RescaledMore(Rescaled):
+    factor = 1.05
+
+
+class Shifted(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.tensor([0.05, 0.0])
 
 
 class NoFeatures(nn.Module):
@@ -75,6 +87,17 @@ class DeepHead(Tiny):
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+
+
+class OfBatch(Tiny):
+    """Normalized by the batch that an image happens to be in, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2, track_running_stats=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.mix(x)))
 
 
 class Raising(ResNet18):
@@ -252,8 +275,48 @@ def test_a_stream_asks_for_a_batch_when_it_is_needed_and_leaves_the_mode_between
     assert count == 3
 
 
+@pytest.mark.parametrize("wrap", [tuple, list])
+def test_a_stream_takes_the_images_of_batches_that_have_more(wrap):
+    model, x = resnet(), images(5)
+    labels = torch.tensor([1, 0, 2, 4, 4])
+    expected = explain(model, x)
+    for batches in (
+        [wrap(pair) for pair in zip(x.split(2), labels.split(2), strict=True)],
+        [wrap([part]) for part in x.split(2)],
+        DataLoader(TensorDataset(x, labels), batch_size=2),
+    ):
+        streamed = list(stream(model, batches))
+        for name in vars(expected):
+            joined = torch.cat([getattr(maps, name) for maps in streamed])
+            torch.testing.assert_close(joined, getattr(expected, name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 4])
+def test_a_stream_of_another_length_than_its_targets_is_refused(number):
+    targets = [torch.tensor([1, 0])] * number
+    for given in (targets, iter(targets)):
+        streamed = stream(resnet(), [images(2)] * 3, given)
+        for _ in range(min(number, 3)):
+            assert next(streamed).cam.shape == (2, 4, 4)
+        with pytest.raises(ValueError, match="zip"):
+            next(streamed)
+
+
+def test_a_stream_of_no_batches_is_empty_with_targets_and_without():
+    assert list(stream(resnet(), [])) == []
+    assert list(stream(resnet(), [], [])) == []
+
+
+def test_some_batches_of_a_stream_may_be_of_the_predicted_classes():
+    model, x, target = resnet(), images(4), torch.tensor([1, 0])
+    first, second = stream(model, x.split(2), [target, None])
+    assert torch.equal(first.target, target)
+    assert torch.equal(second.target, explain(model, x[2:]).target)
+
+
 @pytest.mark.parametrize(
-    ("path", "found"), [("relu", "3"), ("unused", "0"), ("head", r"one of shape \(2, 5\)"), ("pair", "one of shape")]
+    ("path", "found"),
+    [("relu", "3 tensors"), ("unused", "0 tensors"), ("head", r"one of shape \(2, 5\)"), ("pair", "one of shape")],
 )
 def test_a_layer_that_has_no_map_is_refused(path, found):
     class Odd(ResNet18):
@@ -329,12 +392,13 @@ def test_bf16_is_close_to_fp32():
     class Watched(ResNet18):
         def features(self, x):
             out = super().features(x)
-            seen.append(out.dtype)
+            seen.append((len(x), out.dtype))
             return out
 
     x, target = images(), torch.tensor([1, 0, 2])
     maps, exact = explain(resnet(Watched), x, target, dtype=torch.bfloat16), explain(resnet(), x, target)
-    assert set(seen) == {torch.bfloat16}
+    # One image more in full precision shows whether the closed form is exact.
+    assert set(seen) == {(3, torch.bfloat16), (1, torch.bfloat16), (1, torch.float32)}
     with torch.autocast("cpu", torch.bfloat16):
         saliency, cam = oracle(resnet(), x, target, "logit")
     torch.testing.assert_close(maps.saliency, saliency, rtol=0, atol=0.01 * saliency.max().item(), check_dtype=False)
@@ -422,6 +486,40 @@ def test_gradients_are_taken_also_where_they_are_switched_off():
     assert torch.equal(expected.saliency, found.saliency)
 
 
+@pytest.mark.parametrize("score", ["logit", "log_prob"])
+@pytest.mark.parametrize("path", [None, "layer2"])
+def test_maps_are_made_in_inference_mode_too(path, score):
+    model, target = resnet(), torch.tensor([1, 0, 2])
+    layer = path and model.get_submodule(path)
+    expected = explain(model, images(), target, score, layer=layer)
+    with torch.inference_mode():
+        for x in (images(), images().clone()):
+            found = explain(model, x, target, score, layer=layer)
+            (streamed,) = stream(model, [x], [target], score, layer=layer)
+            alone = grad_cam(model, x, layer, target, score)
+            assert torch.is_inference_mode_enabled()
+            assert torch.equal(x, images())
+            for name in vars(expected):
+                assert torch.equal(getattr(found, name), getattr(expected, name))
+                assert torch.equal(getattr(streamed, name), getattr(expected, name))
+            torch.testing.assert_close(alone, expected.cam, rtol=0, atol=1e-6)
+    found = found.cam.clone().requires_grad_()
+    found.sum().backward()  # an inference tensor could not
+
+
+@pytest.mark.parametrize("path", [None, "layer2"])
+def test_classes_chosen_in_inference_mode_are_explained(path):
+    model = resnet()
+    layer = path and model.get_submodule(path)
+    expected = explain(model, images(), torch.tensor([1, 0, 2]), layer=layer)
+    with torch.inference_mode():
+        target = torch.tensor([1, 0, 2])
+        found = [explain(model, images(), target, layer=layer).cam, grad_cam(model, images(), layer, target)]
+    found += [explain(model, images(), target, layer=layer).cam, grad_cam(model, images(), layer, target)]
+    for cam in found:
+        torch.testing.assert_close(cam, expected.cam, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_images_are_left_alone(requires_grad):
     x = images(2).requires_grad_(requires_grad)
@@ -431,13 +529,146 @@ def test_images_are_left_alone(requires_grad):
     assert x.grad is None
 
 
-@pytest.mark.parametrize("kind", [NoFeatures, NoHead, DeepHead, MaxPooled, SumPooled, Rescaled])
-def test_a_network_without_exact_maps_is_refused(kind):
+@pytest.mark.parametrize("kind", [NoFeatures, NoHead, DeepHead, MaxPooled, SumPooled, Rescaled, RescaledMore, Shifted])
+@pytest.mark.parametrize("given", [{}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}])
+def test_a_network_without_exact_maps_is_refused(kind, given, monkeypatch):
+    monkeypatch.setattr(maps_module, "multiplies_bf16", lambda device: True)
     model = kind().train()
-    for call in (explain, grad_cam, lambda m, x: next(stream(m, [x]))):
+    for call in (package.explain, package.grad_cam, lambda m, x, **g: next(package.stream(m, [x], **g))):
         with pytest.raises(ModelError, match=rf"{kind.__name__}.*name a layer"):
-            call(model, TINY_IMAGE)
+            call(model, TINY_IMAGE, **given)
     assert model.training
+
+
+@pytest.mark.parametrize("kind", [MaxPooled, SumPooled, Rescaled, Shifted])
+def test_a_network_without_a_closed_form_is_explained_at_a_layer(kind):
+    model = kind()
+    expected = LayerGradCam(model, model.mix).attribute(TINY_IMAGE, 1, relu_attributions=False)[:, 0].detach()
+    for cam in (
+        explain(model, TINY_IMAGE, torch.tensor([1]), layer=model.mix).cam,
+        grad_cam(model, TINY_IMAGE, model.mix, torch.tensor([1])),
+    ):
+        torch.testing.assert_close(cam, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_network_with_exact_maps_is_refused_in_no_precision(fast, monkeypatch):
+    monkeypatch.setattr(maps_module, "multiplies_bf16", lambda device: fast)
+    for dtype in (None, torch.float32, torch.bfloat16, torch.float16):
+        for call in (package.explain, package.grad_cam):
+            call(Tiny(), TINY_IMAGE, dtype=dtype)
+            call(resnet(), images(4), dtype=dtype)
+        model = resnet()
+        package.explain(model, images(4), layer=model.layer2, dtype=dtype)
+
+
+@pytest.mark.parametrize("given", [{}, {"dtype": torch.float32}])
+@pytest.mark.parametrize("at_layer", [False, True])
+def test_a_network_whose_logits_depend_on_the_batch_is_refused(at_layer, given, monkeypatch):
+    monkeypatch.setattr(maps_module, "multiplies_bf16", lambda device: True)
+    model = OfBatch().train()
+    layer = model.mix if at_layer else None
+    for call in (package.explain, package.grad_cam, lambda m, x, **g: next(package.stream(m, [x], **g))):
+        with pytest.raises(ModelError, match="OfBatch: what it says of an image depends on the batch"):
+            call(model, torch.cat([TINY_IMAGE, TINY_IMAGE.flip(1) * 3]), layer=layer, **given)
+    assert model.training
+    assert set(state(model)["hooks"]) == {0}
+
+
+@pytest.mark.parametrize("at_layer", [False, True])
+def test_a_network_of_one_logit_has_maps(at_layer):
+    model = Tiny()
+    model.head = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[2.0, 1.0]]))
+        model.head.bias.fill_(-0.5)
+    layer = model.mix if at_layer else None
+    maps = explain(model, TINY_IMAGE, layer=layer)
+    assert maps.logits.tolist() == [[3.5]]
+    assert maps.target.tolist() == [0]
+    assert maps.saliency.tolist() == [[[0.5, 0.125], [0.125, 0.5]]]
+    # Before the ReLU, red minus blue has a gradient of 2 / 4 at two of four positions, half of green 1 / 4 at each.
+    expected = [[0.75, 0.0], [0.0, 1.75]] if at_layer else [[1.0, 0.25], [0.25, 2.5]]
+    assert maps.cam.tolist() == [expected]
+    assert torch.equal(grad_cam(model, TINY_IMAGE, layer), maps.cam)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("at_layer", [False, True])
+def test_images_with_nan_have_maps_of_nan_and_others_as_they_would(at_layer, which, dtype):
+    model, x, target = resnet(), images(3), torch.tensor([1, 0, 2])
+    layer = model.layer4 if at_layer else None
+    expected = package.explain(model, x, target, layer=layer, dtype=dtype)
+    x[which] = float("nan")
+    found = package.explain(model, x, target, layer=layer, dtype=dtype)
+    alone = package.grad_cam(model, x, layer, target, dtype=dtype)
+    assert found.logits[which].isnan().all()
+    assert found.cam[which].isnan().all()
+    assert alone[which].isnan().all()
+    others = [i for i in range(3) if i != which]
+    for name in ("logits", "saliency", "cam"):
+        assert torch.equal(getattr(found, name)[others], getattr(expected, name)[others])
+    assert torch.equal(alone[others], found.cam[others])
+
+
+@pytest.mark.parametrize("score", ["logit", "log_prob"])
+@pytest.mark.parametrize("at_layer", [False, True])
+def test_images_with_nan_have_saliency_of_nan_too(at_layer, score):
+    model, x = resnet(), images(2)
+    x[1] = float("nan")
+    saliency = explain(model, x, score=score, layer=model.layer4 if at_layer else None).saliency
+    assert saliency.isnan().all(dim=1).all(dim=1).tolist() == [False, True]
+
+
+def test_nothing_but_nan_has_nothing_but_nan():
+    model, x = Tiny(), torch.full((2, 3, 2, 2), float("nan"))
+    for score in ("logit", "log_prob"):
+        assert explain(model, x, score=score).cam.isnan().all()
+        assert explain(model, x, score=score, layer=model.mix).logits.isnan().all()
+        assert grad_cam(model, x, score=score).isnan().all()
+
+
+@pytest.mark.parametrize("at_layer", [False, True])
+def test_no_images_have_no_maps(at_layer):
+    model = resnet()
+    layer = model.layer2 if at_layer else None
+    maps = explain(model, images(0), layer=layer)
+    side = 16 if at_layer else 4
+    assert [tuple(t.shape) for t in vars(maps).values()] == [(0, 5), (0,), (0, 32, 32), (0, side, side)]
+    assert grad_cam(model, images(0), layer).shape == (0, side, side)
+
+
+class InPairs(Tiny):
+    """With a layer that returns a tuple, as recurrent ones and attention do."""
+
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return x, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = self.Pair()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.pair(super().features(x))[0]
+
+
+def test_a_layer_that_returns_a_tuple_is_refused():
+    model = InPairs()
+    for function in (explain, grad_cam):
+        with pytest.raises(ModelError, match=r"Pair: Grad-CAM needs one output \(N, K, h, w\) a batch, not 0 tensors"):
+            function(model, TINY_IMAGE, layer=model.pair)
+        function(model, TINY_IMAGE, layer=model.mix)
+    assert set(state(model)["hooks"]) == {0}
+
+
+@pytest.mark.parametrize(("layer", "kind"), [(torch.tensor([0, 1]), "Tensor"), ("layer4", "str"), (0, "int")])
+def test_a_layer_that_is_no_module_is_refused(layer, kind):
+    with pytest.raises(ValueError, match=f"layer must be a module of the model, not {kind}"):
+        grad_cam(resnet(), images(2), layer)
+    with pytest.raises(ValueError, match=f"layer must be a module of the model, not {kind}"):
+        explain(resnet(), images(2), layer=layer)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,24 @@ def test_every_measure_of_a_map_that_is_zero_everywhere_is_nan(measure):
 
 
 @pytest.mark.parametrize("measure", [*ON_OBJECT, *OF_MAP])
+@pytest.mark.parametrize("place", [(0, 0), (2, 3), (5, 5), ...])
+def test_every_measure_of_a_map_with_nan_anywhere_is_nan(measure, place):
+    maps = random(4, 6, 6)
+    maps[1][place] = maps[3][place] = math.nan
+    maps[3, 0, 1] = math.nan
+    assert measured(measure, maps).isnan().tolist() == [False, True, False, True]
+    torch.testing.assert_close(measured(measure, maps)[::2], measured(measure, random(4, 6, 6))[::2])
+
+
+@pytest.mark.parametrize("measure", ON_OBJECT)
+def test_every_measure_on_the_object_is_nan_also_where_nan_lies_on_the_background(measure):
+    maps, masks = random(2, 6, 6), torch.zeros(2, 6, 6, dtype=torch.bool)
+    masks[:, :2, :2] = True
+    maps[0, 5, 5] = maps[1, 0, 0] = math.nan
+    assert measure(maps, masks).isnan().all()
+
+
+@pytest.mark.parametrize("measure", [*ON_OBJECT, *OF_MAP])
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-10, 1e10, 1e20, 1e30])
 def test_no_measure_depends_on_the_scale_of_a_map(measure, scale):
     maps = random(3, 8, 8)
@@ -318,6 +336,23 @@ def test_rank_correlation_with_a_constant_is_nan(side):
     for pair in ((maps, constant), (constant, maps), (constant, constant + 1)):
         assert math.isnan(rank_correlation(*pair))
     assert rank_correlation(maps, maps).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_rank_correlation_with_nan_anywhere_is_nan():
+    maps, others = random(4, 6, 6), random(6, 6, 4).permute(2, 0, 1).clone()
+    expected = rank_correlation(maps, others)
+    others[0, 5, 5] = maps[1, 0, 0] = maps[2, 3, 3] = others[2, 3, 3] = math.nan
+    found = rank_correlation(maps, others)
+    assert found.isnan().tolist() == [True, True, True, False]
+    assert torch.equal(found[3], expected[3])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-math.inf, math.inf), (-1e30, math.inf)])
+def test_rank_correlation_takes_infinity_for_the_highest_value(low, high):
+    maps = torch.tensor([[low, 1.0, 2.0, high]])
+    others = torch.tensor([[high, 1.0, 2.0, low]])
+    ranks = torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    torch.testing.assert_close(rank_correlation(maps, others), rank_correlation(*ranks))
 
 
 def test_rank_correlation_refuses_maps_of_different_shapes():

@@ -304,6 +304,14 @@ def test_sensitivity_is_the_largest_relative_change_over_draws():
     assert len({x.sum().item() for x in noise}) == 6
 
 
+def test_sensitivity_of_a_map_that_is_zero_everywhere_is_nan_or_infinite():
+    images = torch.zeros(2, 3, 4, 4)
+    images[1] = 1
+    assert max_sensitivity(lambda x: x[:, 0], images)[0] == math.inf
+    assert max_sensitivity(lambda x: 0 * x[:, 0], images).isnan().all()
+    assert max_sensitivity(lambda x: x[:, 0], images)[1].isfinite()
+
+
 def test_sensitivity_of_a_linear_map_grows_with_the_radius_and_lies_within_its_bounds():
     images = 1 + random(4, 3, 8, 8)
     length = images[:, 0].flatten(1).norm(dim=1)
@@ -417,3 +425,78 @@ def test_similarity_is_the_rank_correlation_with_the_maps_of_the_network_as_it_w
     found = randomisation_check(model, lambda network: torch.tensor([ranks[next(calls)]]).view(1, 2, 2))
     assert list(found) == ["2", "0"]
     torch.testing.assert_close(torch.cat(list(found.values())), torch.tensor([0.8, -1.0]))
+
+
+class Own(nn.Module):
+    """A part with a parameter of its own, which nothing initializes anew."""
+
+    def __init__(self, deep: bool = False) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.norm = nn.LayerNorm(4)
+        self.below = Own() if deep else nn.Identity()
+
+
+class Half(Own):
+    """It initializes its own parameter anew, and not those of its parts."""
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+
+def not_called(network: nn.Module) -> Tensor:
+    raise AssertionError("maps were made of a network that cannot be randomised")
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Own(), "Own: cannot initialize scale anew"),
+        (nn.Sequential(nn.Linear(4, 4), Own(deep=True)), r"Sequential: .* 1\.scale, 1\.below\.scale anew"),
+        (nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 4)), r"0\.in_proj_weight, 0\.in_proj_bias anew"),
+        (nn.Sequential(Half(deep=True)), r"Sequential: cannot initialize 0\.below\.scale anew"),
+        (nn.Sequential(Own().requires_grad_(False)), r"Sequential: cannot initialize 0\.scale anew"),
+    ],
+)
+def test_a_network_with_parameters_that_cannot_be_initialized_is_refused_naming_them(model, names):
+    before = copy.deepcopy(state(model))
+    with pytest.raises(ValueError, match=names):
+        randomisation_check(model, not_called)
+    assert state(model) == before
+
+
+def test_a_parameter_of_two_layers_is_initialized_with_these():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    assert list(randomisation_check(model, lambda network: network[0].weight.detach()[None])) == ["2", "0"]
+
+
+def test_a_network_with_layers_of_its_own_that_can_be_initialized_is_randomised():
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 4))
+
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.weight)
+
+    model, seen = nn.Sequential(nn.Linear(4, 4), Scale()), []
+
+    def make_maps(network: nn.Module) -> Tensor:
+        seen.append(network[1].weight.detach().clone())
+        return random(2, 4, 4)
+
+    assert list(randomisation_check(model, make_maps)) == ["1", "0"]
+    assert not seen[0].any()
+    assert seen[1].any()
+    assert torch.equal(seen[2], seen[1])
+
+
+def test_maps_that_are_nan_of_one_image_have_no_similarity_for_it():
+    def make_maps(network: nn.Module) -> Tensor:
+        maps = random(3, 4, 4)
+        maps[1, 2, 2] = math.nan
+        return maps
+
+    for r in randomisation_check(resnet(), make_maps).values():
+        assert r.isnan().tolist() == [False, True, False]
