@@ -21,6 +21,7 @@ CLAIM_COLUMNS = {
     "map": "str",
     "measure": "str",
     "than": "str",
+    "below": "float64",
     "control": "bool",
     "difference": "float64",
     "low": "float64",
@@ -106,9 +107,9 @@ def decide(measures: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataF
         claims: what to decide.
 
     Returns:
-        One row a comparison: ``claim``, ``verdict`` (of the whole claim), ``map``, ``measure``, ``than``, ``control``,
-        ``difference`` (mean over images, of the map and what it is compared with), ``low``, ``high`` (paired bootstrap
-        over images), ``holds`` (``yes``, ``no``, ``open``), ``num_images``, ``num_networks``.
+        One row a comparison: ``claim``, ``verdict`` (of the whole claim), ``map``, ``measure``, ``than``, ``below``,
+        ``control``, ``difference`` (mean over images, of the map and what it is compared with), ``low``, ``high``
+        (paired bootstrap over images), ``holds`` (``yes``, ``no``, ``open``), ``num_images``, ``num_networks``.
     """
     index = [*(name for name in ("run", "trial_id") if name in measures), "measure", "image"]
     values = measures.pivot_table(index=index, columns="map", values="value", aggfunc="mean", observed=True)
@@ -146,6 +147,7 @@ def _compare(comparison: Comparison, values: pd.DataFrame) -> dict[str, object]:
         "map": comparison.map,
         "measure": comparison.measure,
         "than": str(comparison.than),
+        "below": comparison.below,
         "difference": mean,
         "low": low,
         "high": high,

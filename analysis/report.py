@@ -51,6 +51,7 @@ MAP_TITLES = {
 }
 MEASURE_TITLES = {
     "energy_on_object": "On object",
+    "rank_accuracy": "Rank accuracy",
     "energy_lift": "Lift over its area",
     "grid_pointing": "Grid pointing",
     "patch_fidelity": "Patch fidelity",
@@ -351,18 +352,21 @@ def _looks_at(best: Explanation, data: ImageData) -> str:
 
 
 def _measure_table(best: Explanation) -> dict[str, Any]:
-    """Return the measures of the best network's maps and of the controls, for people to read."""
-    means: dict[str, dict[str, str]] = {}
-    for (name, measure), group in best.measures.groupby(["map", "measure"], observed=True):
+    """Return the measures of the best network's maps and of the controls, for people to read: one row a measure."""
+    cells: dict[str, dict[str, str]] = {}
+    for (measure, name), group in best.measures.groupby(["measure", "map"], observed=True):
         mean, low, high = bootstrap_interval(group["value"].to_numpy())
         if math.isfinite(mean):
-            cell = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
-            means.setdefault(str(name), {})[str(measure)] = cell.replace("-", "−")
+            text = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
+            cells.setdefault(str(measure), {})[str(name)] = text.replace("-", "−")
     counts = best.measures.groupby("measure", observed=True)["image"].nunique()
-    shown = [measure for measure in MEASURE_TITLES if any(measure in row for row in means.values())]
+    shown = [measure for measure in MEASURE_TITLES if measure in cells]
     return {
-        "columns": [f"{MEASURE_TITLES[measure]} (n = {counts[measure]:,})" for measure in shown],
-        "rows": [(title, [means.get(name, {}).get(m, "") for m in shown]) for name, title in MAP_TITLES.items()],
+        "columns": list(MAP_TITLES.values()),
+        "rows": [
+            (f"{MEASURE_TITLES[m]} (n = {counts[m]:,})", [cells[m].get(name, "–") for name in MAP_TITLES])
+            for m in shown
+        ],
     }
 
 
@@ -370,18 +374,28 @@ def _claim_rows(explanations: Sequence[Explanation]) -> list[dict[str, str]]:
     measures = pd.concat([e.measures.assign(trial_id=e.trial_id) for e in explanations], ignore_index=True)
     rows = []
     for (claim, verdict), group in decide(measures).groupby(["claim", "verdict"], sort=False):
-        evidence = []
-        for _, row in group.iterrows():
-            names = (MEASURE_TITLES[row["measure"]], MAP_TITLES.get(row["than"], row["than"]))
-            measure, than = (name if name == "Grad-CAM" else name[0].lower() + name[1:] for name in names)
-            numbers = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})".replace("-", "−")
-            evidence.append(f"{measure} against {than} {numbers}")
+        rivals, controls = group[~group["control"]], group[group["control"]]
+        evidence = "; ".join(_difference_in_words(row) for _, row in rivals.iterrows())
+        if len(controls):
+            lost = [_difference_in_words(row) for _, row in controls[controls["holds"] != "yes"].iterrows()]
+            evidence += f". Of {len(controls)} comparisons with controls {len(controls) - len(lost)} hold"
+            evidence += f", not {'; '.join(lost)}" if lost else ""
         images = sorted(set(group["num_images"]))
         count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-        rows.append(
-            {"claim": str(claim), "verdict": str(verdict), "evidence": "; ".join(evidence), "num_images": count}
-        )
+        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": f"{evidence}.", "num_images": count})
     return rows
+
+
+def _difference_in_words(row: pd.Series) -> str:
+    def title(titles: dict[str, str], name: str) -> str:
+        words = titles.get(name, name)
+        return words if words == "Grad-CAM" else words[0].lower() + words[1:]
+
+    measure = title(MEASURE_TITLES, row["measure"])
+    if pd.notna(row["below"]):
+        measure = f"share of images with {measure} below {row['below']:g}"
+    numbers = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})".replace("-", "−")
+    return f"{measure}, {title(MAP_TITLES, row['map'])} against {title(MAP_TITLES, row['than'])}: {numbers}"
 
 
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
