@@ -25,7 +25,8 @@ def table(trial_id: str = "t0", first: int = 0, **values: dict[str, list[float]]
 
 
 def decided(measures: pd.DataFrame, *comparisons: Comparison) -> list[dict[str, Any]]:
-    return decide(measures, [Claim("It is so.", comparisons)]).to_dict("records")
+    rows = decide(measures, [Claim("It is so.", comparisons)]).to_dict("records")
+    return [row | {"below": None if np.isnan(row["below"]) else row["below"]} for row in rows]  # NaN equals nothing
 
 
 def test_a_row_says_what_was_compared_with_what_and_by_how_much():
@@ -39,6 +40,7 @@ def test_a_row_says_what_was_compared_with_what_and_by_how_much():
             "map": "ours",
             "measure": "merit",
             "than": "theirs",
+            "below": None,
             "control": False,
             "difference": 0.25,
             "low": 0.25,
@@ -144,7 +146,7 @@ def test_the_share_of_images_below_a_value_is_compared():
     # Of 25, ten are below 1 and one is 1 exactly; of another, none is known.
     lift = [0.5] * 10 + [1.0] + [1.5] * 14 + [NAN]
     (row,) = decided(table(lift={"ours": lift}), Comparison("ours", "lift", 0.1, below=1.0))
-    assert (row["than"], row["num_images"], row["holds"]) == ("0.1", 25, "yes")
+    assert (row["than"], row["below"], row["num_images"], row["holds"]) == ("0.1", 1.0, 25, "yes")
     assert row["difference"] == pytest.approx(0.4 - 0.1)
     expected = bootstrap_interval(np.array([1.0] * 10 + [0.0] * 15) - 0.1)
     assert (row["difference"], row["low"], row["high"]) == pytest.approx(expected)
@@ -305,7 +307,7 @@ def test_columns_and_types_are_those_documented():
     measures = table(merit={"ours": [2.0, 3.0], "theirs": [1.0, 1.0]})
     found = decide(measures, [Claim("It is so.", (HIGHER, Comparison("ours", "merit", 1.0, control=True)))])
     assert " ".join(found.columns) == (
-        "claim verdict map measure than control difference low high holds num_images num_networks"
+        "claim verdict map measure than below control difference low high holds num_images num_networks"
     )
     pd.testing.assert_series_equal(found.dtypes, TYPES)
     assert found["control"].to_list() == [False, True]
