@@ -213,7 +213,10 @@ BAD = [
     (["max_epochs=true"], ["max_epochs", "True", "valid integer"]),
     (["max_epochs="], ["max_epochs", "None", "valid integer"]),
     (["max_epochs=[1]"], ["max_epochs", "[1]", "valid integer"]),
-    (["dataset=cifar"], ["dataset", "'cifar'", "'shapes100', 'cifar100', 'cifar10' or 'folder'", "mean cifar10?"]),
+    (
+        ["dataset=cifar"],
+        ["dataset", "'cifar'", "'shapes100-scene', 'cifar100', 'cifar10' or 'folder'", "mean cifar10?"],
+    ),
     (["search=gird"], ["search", "'gird'", "'grid', 'random' or 'optuna'", "did you mean grid?"]),
     (["early_stopping=asho"], ["early_stopping", "'asho'", "'asha' or 'none'", "did you mean asha?"]),
     (["device=5"], ["device", "5", "'cuda' or 'mps'"]),
