@@ -35,13 +35,16 @@ def _t95(freedom: int) -> float:
     return Z95 + (Z95**3 + Z95) / (4 * freedom) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * freedom**2)
 
 
-def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of independent values, by Student's t; NaN limits for fewer than two."""
+def _finite(values: Sequence[float] | NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Return those values that are numbers, and their mean; NaN of none."""
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
-    if not len(finite):
-        return math.nan, math.nan, math.nan
-    mean = float(finite.mean())
+    return finite, float(finite.mean()) if len(finite) else math.nan
+
+
+def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return mean and 95 % interval of independent values, by Student's t; NaN limits for fewer than two."""
+    finite, mean = _finite(values)
     if len(finite) < 2:
         return mean, math.nan, math.nan
     half = _t95(len(finite) - 1) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
@@ -54,11 +57,7 @@ def bootstrap_interval(values: NDArray[np.floating]) -> tuple[float, float, floa
     2,000 resamples, seeded (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). Given differences of
     two maps of the same images, it is the paired bootstrap.
     """
-    finite = np.asarray(values, dtype=np.float64)
-    finite = finite[np.isfinite(finite)]
-    if not len(finite):
-        return math.nan, math.nan, math.nan
-    mean = float(finite.mean())
+    finite, mean = _finite(values)
     if len(finite) < 2:
         return mean, math.nan, math.nan
     low, high = np.quantile(_resamples(len(finite)) @ finite / len(finite), (0.025, 0.975))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.compare import bootstrap_interval
-from analysis.measures import NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
+from analysis.measures import DTYPES, NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
 from analysis.remote import RunPath, fetch_checkpoint, source
 from analysis.trials import RunError, load_trials, over_runs, read_study
 from explain.grid import choose_grids
@@ -38,8 +38,6 @@ from trainables.train import to_input, to_tensors
 
 NUM_MAPS = 1000  # images with maps; seeded, the same for all trials of a run
 BATCH = 250
-MEASURE_DTYPES = {"map": "category", "measure": "category", "image": "int64", "value": "float32"}
-MEASURE_COLUMNS = list(MEASURE_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _read(folder: Path, about: dict[str, Any]) -> tuple[dict[str, NDArray[Any]],
             return None
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("logits", "indices", "saliency", "cam")}
-        return found, pd.read_parquet(folder / "measures.parquet", columns=MEASURE_COLUMNS).astype(MEASURE_DTYPES)
+        return found, pd.read_parquet(folder / "measures.parquet", columns=list(DTYPES)).astype(DTYPES)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # absent, half written or of another format: it is computed again
 
@@ -193,12 +191,12 @@ def load_measures(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
 
 def _measure_table(run: Path) -> pd.DataFrame:
     trials = load_trials(run)
-    kinds = {"trial_id": "str", **MEASURE_DTYPES}
+    kinds = {"trial_id": "str", **DTYPES}
     tables = [pd.DataFrame(columns=list(kinds)).astype(kinds)]
     for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
         file = run / "explanations" / trial_id / "measures.parquet"
         try:
-            table = pd.read_parquet(file, columns=MEASURE_COLUMNS).assign(trial_id=trial_id).astype(kinds)
+            table = pd.read_parquet(file, columns=list(DTYPES)).assign(trial_id=trial_id).astype(kinds)
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
         tables.append(table[list(kinds)])

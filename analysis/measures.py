@@ -20,6 +20,7 @@ from explain.maps import Maps, explain, upsample
 
 OWN = ("saliency", "gradcam")
 CONTROLS = ("pooled_saliency", "random", "sobel", "gaussian")
+DTYPES = {"map": "category", "measure": "category", "image": "int64", "value": "float32"}
 NUM_ASKED = 100  # images for which the network is asked again and again
 NUM_GRIDS = 100
 STEPS = 16  # of deletion and insertion
@@ -69,7 +70,7 @@ class _Table:
 
     def frame(self) -> pd.DataFrame:
         whole = pd.concat(self._parts, ignore_index=True)
-        return whole.astype({"map": "category", "measure": "category", "image": "int64", "value": "float32"})
+        return whole.astype(DTYPES)
 
 
 def measure_maps(

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import html
 import io
-import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -21,11 +20,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.claims import decide
 from analysis.compare import (
     amount_columns,
     asha_savings,
-    bootstrap_interval,
     compare_recipes,
     difference_of_means,
     mean_interval,
@@ -36,33 +33,12 @@ from analysis.compare import (
     wilson_interval,
 )
 from analysis.explanations import Explanation, explain_trials, load_test_data
-from analysis.measures import OWN
+from analysis.maps_in_words import claim_rows, looks_at, measure_table
 from analysis.remote import RunPath, is_uri, local_run, source
+from analysis.tables import interval, percent
 from analysis.trials import HYPERPARAMETERS, RunError, load_epochs, load_trials, read_study, varied
 from trainables.data import ImageData
 
-MAP_TITLES = {
-    "saliency": "Saliency",
-    "gradcam": "Grad-CAM",
-    "pooled_saliency": "Pooled saliency",
-    "random": "Random map",
-    "sobel": "Edges (Sobel)",
-    "gaussian": "Middle of the image",
-}
-MEASURE_TITLES = {
-    "energy_on_object": "On object",
-    "rank_accuracy": "Rank accuracy",
-    "energy_lift": "Lift over its area",
-    "grid_pointing": "Grid pointing",
-    "patch_fidelity": "Patch fidelity",
-    "deletion": "Deletion",
-    "insertion": "Insertion",
-    "total_variation": "Total variation",
-    "high_frequency_share": "High frequencies",
-    "gini": "Gini",
-    "max_sensitivity": "Max-sensitivity",
-    "likeness_untrained": "Likeness, untrained",
-}
 PANEL_RIGHT, PANEL_WRONG = 5, 3
 PANEL_NETWORKS = 4  # side by side; more would not be legible
 
@@ -80,16 +56,6 @@ class _Picture:
     @property
     def data_uri(self) -> str:
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """Return a share as people read it, or a dash where it is not known."""
-    return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
-
-
-def interval(value: float, low: float, high: float) -> str:
-    """Return a share with its 95 % interval, in percent."""
-    return percent(value) if pd.isna(low) else f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def write_report(
@@ -155,9 +121,9 @@ def write_report(
         "headline": _headline(recipes, explanations, trials, num_val, len(data) if data else 0),
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
-        "looks_at": _looks_at(explanations[0], data) if data and explanations else "",
-        "measures": _measure_table(explanations[0]) if explanations else None,
-        "claims": _claim_rows(explanations) if explanations else [],
+        "looks_at": looks_at(explanations[0], data) if data and explanations else "",
+        "measures": measure_table(explanations[0]) if explanations else None,
+        "claims": claim_rows(explanations) if explanations else [],
         "pictures": pictures,
         "counts": {str(k): int(n) for k, n in trials["status"].value_counts().items() if n},
         "trials": _trial_rows(trials),
@@ -326,76 +292,6 @@ def _best(trials: pd.DataFrame, recipes: pd.DataFrame, study: dict[str, Any]) ->
     if settings["data_dir"]:
         command += f" --data-dir {shlex.quote(settings['data_dir'])}"
     return {"values": values, "trial_id": row.name, "command": command}
-
-
-def _looks_at(best: Explanation, data: ImageData) -> str:
-    """Say where the maps of the best network lie."""
-
-    def share(name: str, measure: str) -> str:
-        table = best.measures
-        values = table[(table["map"] == name) & (table["measure"] == measure)]["value"].to_numpy()
-        return interval(*bootstrap_interval(values)) if len(values) else ""
-
-    if data.masks is not None:
-        cam, saliency = (share(name, "energy_on_object") for name in OWN[::-1])
-        area = percent(float(data.masks[best.indices].mean()))
-        return (
-            f"{cam} of its Grad-CAM and {saliency} of its saliency lie on the object, which covers {area} of the image."
-        )
-    cam, saliency = (share(name, "grid_pointing") for name in OWN[::-1])
-    if not cam:
-        return ""
-    return (
-        f"of four images in one, {cam} of its Grad-CAM and {saliency} of its saliency lie on the one whose class is "
-        "explained; by chance that is 25 %."
-    )
-
-
-def _measure_table(best: Explanation) -> dict[str, Any]:
-    """Return the measures of the best network's maps and of the controls, for people to read: one row a measure."""
-    cells: dict[str, dict[str, str]] = {}
-    for (measure, name), group in best.measures.groupby(["measure", "map"], observed=True):
-        mean, low, high = bootstrap_interval(group["value"].to_numpy())
-        if math.isfinite(mean):
-            text = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
-            cells.setdefault(str(measure), {})[str(name)] = text.replace("-", "−")
-    counts = best.measures.groupby("measure", observed=True)["image"].nunique()
-    shown = [measure for measure in MEASURE_TITLES if measure in cells]
-    return {
-        "columns": list(MAP_TITLES.values()),
-        "rows": [
-            (f"{MEASURE_TITLES[m]} (n = {counts[m]:,})", [cells[m].get(name, "–") for name in MAP_TITLES])
-            for m in shown
-        ],
-    }
-
-
-def _claim_rows(explanations: Sequence[Explanation]) -> list[dict[str, str]]:
-    measures = pd.concat([e.measures.assign(trial_id=e.trial_id) for e in explanations], ignore_index=True)
-    rows = []
-    for (claim, verdict), group in decide(measures).groupby(["claim", "verdict"], sort=False):
-        rivals, controls = group[~group["control"]], group[group["control"]]
-        evidence = "; ".join(_difference_in_words(row) for _, row in rivals.iterrows())
-        if len(controls):
-            lost = [_difference_in_words(row) for _, row in controls[controls["holds"] != "yes"].iterrows()]
-            evidence += f". Of {len(controls)} comparisons with controls {len(controls) - len(lost)} hold"
-            evidence += f", not {'; '.join(lost)}" if lost else ""
-        images = sorted(set(group["num_images"]))
-        count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": f"{evidence}.", "num_images": count})
-    return rows
-
-
-def _difference_in_words(row: pd.Series) -> str:
-    def title(titles: dict[str, str], name: str) -> str:
-        words = titles.get(name, name)
-        return words if words == "Grad-CAM" else words[0].lower() + words[1:]
-
-    measure = title(MEASURE_TITLES, row["measure"])
-    if pd.notna(row["below"]):
-        measure = f"share of images with {measure} below {row['below']:g}"
-    numbers = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})".replace("-", "−")
-    return f"{measure}, {title(MAP_TITLES, row['map'])} against {title(MAP_TITLES, row['than'])}: {numbers}"
 
 
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:

@@ -34,6 +34,16 @@ def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
     return "\n".join(lines)
 
 
+def percent(value: float, digits: int = 1) -> str:
+    """Return a share as people read it, or a dash where it is not known."""
+    return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """Return a share with its 95 % interval, in percent."""
+    return percent(value) if pd.isna(low) else f"{percent(value)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
 def write_table(table: pd.DataFrame, fmt: Format, output: Path | None) -> None:
     """Write a table to a file, or to standard output.
 

@@ -20,16 +20,17 @@ from analysis.compare import bootstrap_interval, mean_interval
 from analysis.explanations import _compute
 from benchmarks.tables import save, show
 from trainables import TrialSettings, load_data, resolve_device, split_validation, to_input, train
+from trainables.data import DatasetName
 from trainables.resnet import ResNet18
-from trainables.shapes import TEST_SIZE, draw_shapes
+from trainables.shapes import TEST_SIZE, Variant, draw_shapes
 
 Rows = list[dict[str, Any]]
-VARIANTS = {"clean": "shapes100", "biased": "shapes100-biased", "scene": "shapes100-scene"}
+VARIANTS: dict[Variant, DatasetName] = {"clean": "shapes100", "biased": "shapes100-biased", "scene": "shapes100-scene"}
 SETTINGS = TrialSettings(optimizer="muon", lr=0.01, weight_decay=0.1, width=16, max_epochs=6, augmentation="flip+crop")
 MAPS = ("saliency", "gradcam", "pooled_saliency", "random", "sobel", "gaussian")
 
 
-def calibrate(variant: str, seed: int, train_size: int, device: str) -> tuple[dict[str, float], pd.DataFrame]:
+def calibrate(variant: Variant, seed: int, train_size: int, device: str) -> tuple[dict[str, float], pd.DataFrame]:
     """Train one network; return how it does, and the measures of its maps."""
     name = VARIANTS[variant]
     settings = SETTINGS.model_copy(update={"seed": seed})
@@ -38,7 +39,7 @@ def calibrate(variant: str, seed: int, train_size: int, device: str) -> tuple[di
     for metrics, state in train(settings, *parts, device=device):
         print(f"  {variant}, seed {seed}, epoch {metrics.epoch}: {metrics.val_accuracy:.3f}", flush=True)
         network = state.network
-    swapped, labels, _ = draw_shapes(TEST_SIZE, "test", 0, variant, backgrounds=1)  # type: ignore[arg-type]
+    swapped, labels, _ = draw_shapes(TEST_SIZE, "test", 0, variant, backgrounds=1)
     assert (labels == test.labels).all()
     network.eval()
     before, after = (_predictions(network, images, device) for images in (test.images, swapped))
@@ -55,9 +56,10 @@ def _predictions(network: ResNet18, images: np.ndarray, device: str) -> np.ndarr
     return torch.cat([network(to_input(batch)).argmax(dim=1) for batch in batches]).cpu().numpy()
 
 
-def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: str) -> Rows:
+def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: Variant) -> Rows:
     """One row for each kind of map: energy on the object, with intervals over images and over networks."""
-    test = load_data(VARIANTS[variant], "test")
+    masks = load_data(VARIANTS[variant], "test").masks
+    assert masks is not None
     of_measure = measures[measures["measure"] == "energy_on_object"]
     rows = []
     for name in MAPS:
@@ -69,7 +71,7 @@ def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: str) -
                 "variant": variant,
                 "accuracy": [round(f["accuracy"], 4) for f in found],
                 "kept_under_swap": [round(f["kept_under_swap"], 4) for f in found],
-                "object_area": round(float(test.masks[images.index].mean()), 4),  # type: ignore[index]
+                "object_area": round(float(masks[images.index].mean()), 4),
                 "map": name,
                 "energy_on_object": round(mean, 4),
                 "over_images": f"{low:.4f}-{high:.4f}",

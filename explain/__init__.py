@@ -1,4 +1,4 @@
-"""Maps of what a network looks at, and measures of them. Pure torch: works on any model, knows no trials."""
+"""Maps of what a network looks at, measures of them, and pictures. Works on any torch model, and knows no trials."""
 
 from explain.controls import centred_gaussian, pooled, rearranged, sobel
 from explain.grid import choose_grids, grid_pointing, tile

@@ -15,7 +15,7 @@ from PIL import Image
 
 from analysis import RunError, load_trials, read_study, top_trials, write_report
 from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
-from analysis.report import interval, percent
+from analysis.tables import interval, percent
 from explain import explain
 from study import load_settings, run_study
 from study.space import list_trials

@@ -1,0 +1,108 @@
+"""What the report says of maps: measures and claims, for people to read."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.claims import decide
+from analysis.compare import bootstrap_interval
+from analysis.explanations import Explanation
+from analysis.measures import OWN
+from analysis.tables import interval, percent
+from trainables.data import ImageData
+
+MAP_TITLES = {
+    "saliency": "Saliency",
+    "gradcam": "Grad-CAM",
+    "pooled_saliency": "Pooled saliency",
+    "random": "Random map",
+    "sobel": "Edges (Sobel)",
+    "gaussian": "Middle of the image",
+}
+MEASURE_TITLES = {
+    "energy_on_object": "On object",
+    "rank_accuracy": "Rank accuracy",
+    "energy_lift": "Lift over its area",
+    "grid_pointing": "Grid pointing",
+    "patch_fidelity": "Patch fidelity",
+    "deletion": "Deletion",
+    "insertion": "Insertion",
+    "total_variation": "Total variation",
+    "high_frequency_share": "High frequencies",
+    "gini": "Gini",
+    "max_sensitivity": "Max-sensitivity",
+    "likeness_untrained": "Likeness, untrained",
+}
+
+
+def looks_at(best: Explanation, data: ImageData) -> str:
+    """Say where the maps of the best network lie."""
+
+    def share(name: str, measure: str) -> str:
+        table = best.measures
+        values = table[(table["map"] == name) & (table["measure"] == measure)]["value"].to_numpy()
+        return interval(*bootstrap_interval(values)) if len(values) else ""
+
+    if data.masks is not None:
+        cam, saliency = (share(name, "energy_on_object") for name in OWN[::-1])
+        area = percent(float(data.masks[best.indices].mean()))
+        return (
+            f"{cam} of its Grad-CAM and {saliency} of its saliency lie on the object, which covers {area} of the image."
+        )
+    cam, saliency = (share(name, "grid_pointing") for name in OWN[::-1])
+    if not cam:
+        return ""
+    return (
+        f"of four images in one, {cam} of its Grad-CAM and {saliency} of its saliency lie on the one whose class is "
+        "explained; by chance that is 25 %."
+    )
+
+
+def measure_table(best: Explanation) -> dict[str, Any]:
+    """Return the measures of the best network's maps and of the controls, for people to read: one row a measure."""
+    cells: dict[str, dict[str, str]] = {}
+    for (measure, name), group in best.measures.groupby(["measure", "map"], observed=True):
+        mean, low, high = bootstrap_interval(group["value"].to_numpy())
+        if math.isfinite(mean):
+            text = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
+            cells.setdefault(str(measure), {})[str(name)] = text.replace("-", "−")
+    counts = best.measures.groupby("measure", observed=True)["image"].nunique()
+    shown = [measure for measure in MEASURE_TITLES if measure in cells]
+    return {
+        "columns": list(MAP_TITLES.values()),
+        "rows": [
+            (f"{MEASURE_TITLES[m]} (n = {counts[m]:,})", [cells[m].get(name, "–") for name in MAP_TITLES])
+            for m in shown
+        ],
+    }
+
+
+def claim_rows(explanations: Sequence[Explanation]) -> list[dict[str, str]]:
+    """Return the claims that the explained networks decide, each with its verdict and what it rests on."""
+    measures = pd.concat([e.measures.assign(trial_id=e.trial_id) for e in explanations], ignore_index=True)
+    rows = []
+    for (claim, verdict), group in decide(measures).groupby(["claim", "verdict"], sort=False):
+        rivals, controls = group[~group["control"]], group[group["control"]]
+        evidence = "; ".join(_in_words(row) for _, row in rivals.iterrows())
+        if len(controls):
+            lost = [_in_words(row) for _, row in controls[controls["holds"] != "yes"].iterrows()]
+            evidence += f". Of {len(controls)} comparisons with controls {len(controls) - len(lost)} hold"
+            evidence += f", not {'; '.join(lost)}" if lost else ""
+        images = sorted(set(group["num_images"]))
+        count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
+        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": f"{evidence}.", "num_images": count})
+    return rows
+
+
+def _in_words(row: pd.Series) -> str:
+    def title(titles: dict[str, str], name: str) -> str:
+        words = titles.get(name, name)
+        return words if words == "Grad-CAM" else words[0].lower() + words[1:]
+
+    measure = title(MEASURE_TITLES, row["measure"])
+    if pd.notna(row["below"]):
+        measure = f"share of images with {measure} below {row['below']:g}"
+    numbers = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})".replace("-", "−")
+    return f"{measure}, {title(MAP_TITLES, row['map'])} against {title(MAP_TITLES, row['than'])}: {numbers}"
