@@ -1,16 +1,18 @@
 """Do the measures of maps measure what they say? Networks for which it is known where the evidence lies.
 
-python -m benchmarks.calibration     about half an hour on two cores
+python -m benchmarks.calibration     about three quarters of an hour on two cores
 
 Networks are trained on the variants of shapes100: on ``clean`` only the object tells the class, on ``biased`` the
 background tells it too (in train, not in test), on ``scene`` nothing but the background does. Prints a table and keeps
-it in benchmarks/calibration.json, with the verdicts on the claims about maps beside it.
+it in benchmarks/calibration.json, with the verdicts on the claims about maps beside it. A picture of the variants is
+drawn to results/shapes100.png.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -26,7 +28,7 @@ from trainables.shapes import TEST_SIZE, Variant, draw_shapes
 
 Rows = list[dict[str, Any]]
 VARIANTS: dict[Variant, DatasetName] = {"clean": "shapes100", "biased": "shapes100-biased", "scene": "shapes100-scene"}
-SETTINGS = TrialSettings(optimizer="muon", lr=0.01, weight_decay=0.1, width=16, max_epochs=6, augmentation="flip+crop")
+SETTINGS = TrialSettings(optimizer="muon", lr=0.01, weight_decay=0.1, width=16, max_epochs=3, augmentation="flip+crop")
 MAPS = ("saliency", "gradcam", "pooled_saliency", "random", "sobel", "gaussian")
 
 
@@ -46,7 +48,9 @@ def calibrate(variant: Variant, seed: int, train_size: int, device: str) -> tupl
     _, measures = _compute(network, {"settings": settings, "epoch": settings.max_epochs}, test, device)
     energy = measures[measures["measure"] == "energy_on_object"].groupby("map", observed=True)["value"].mean()
     shares = {"accuracy": before == test.labels, "kept_under_swap": before == after}
-    return {name: float(share.mean()) for name, share in shares.items()} | energy.to_dict(), measures
+    found = {name: float(share.mean()) for name, share in shares.items()} | energy.to_dict()
+    print("  " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
+    return found, measures
 
 
 @torch.no_grad()
@@ -83,6 +87,29 @@ def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: Varian
     return rows
 
 
+def draw_variants(file: Path) -> None:
+    """Draw a row of images for each variant, and one of the first row's objects before other backgrounds."""
+    of_four_classes = [c + i for c in (0, 27, 48, 87) for i in range(0, 500, 100)]  # five of each
+    of_four_superclasses = [c + i for c in (0, 20, 45, 85) for i in range(5)]
+    of_four_kinds = [c + i for c in (0, 5, 9, 16) for i in range(0, 100, 20)]
+    rows: list[tuple[str, Variant, str, int, list[int]]] = [
+        ("clean", "clean", "train", 0, of_four_classes),
+        ("swapped", "clean", "train", 1, of_four_classes),
+        ("biased", "biased", "train", 0, of_four_superclasses),
+        ("scene", "scene", "train", 0, of_four_kinds),
+    ]
+    figure, axes = plt.subplots(len(rows), figsize=(10, 2.25), layout="constrained")
+    for axis, (title, variant, split, backgrounds, chosen) in zip(axes, rows, strict=True):
+        images = draw_shapes(500, split, 0, variant, backgrounds)[0][chosen]
+        framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+        axis.imshow(np.concatenate(list(framed), axis=1), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.set_ylabel(title, rotation=0, ha="right", va="center")
+    figure.savefig(file, dpi=160)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
@@ -102,6 +129,7 @@ def main() -> None:
         rows += table(found, whole, variant)
         claims += [{"variant": variant, **row} for row in decide(whole).round(4).to_dict("records")]
     file = Path(__file__).with_suffix(".json")
+    draw_variants(Path(__file__).parents[1] / "results" / "shapes100.png")
     for name, part in (("energy_on_object", rows), ("claims", claims)):
         show(name, part)
         save(file, name, part)

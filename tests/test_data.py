@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from explain import centred_gaussian, energy_lift, sobel
 from trainables import DataError, ImageData, load_data, read_image, shapes, stratified_split, stratified_subset
 from trainables.data import CIFAR100_SUPERCLASSES
 
@@ -603,8 +605,8 @@ def test_masks_stand_on_the_object():
     images, labels, masks = shapes.draw_shapes(1000, "train", 0)
     assert (masks.shape, masks.dtype) == ((1000, 32, 32), np.bool_)
     share = masks.mean((1, 2))
-    assert share.min() > 0.08
-    assert share.max() < 0.5
+    assert share.min() > 0.03
+    assert share.max() < 0.25
     # Where all eight neighbours are inside too, a solid object has one colour and sensor noise, a pattern has two.
     padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
     inside = np.logical_and.reduce([padded[:, i : i + 32, j : j + 32] for i in range(3) for j in range(3)])
@@ -612,11 +614,18 @@ def test_masks_stand_on_the_object():
     is_solid = np.array([name.startswith("solid ") for name in shapes.CLASS_NAMES])[labels]
     spread = np.array([image[where].std(0).max() for image, where in zip(images, inside, strict=True)])
     assert spread[is_solid].max() < 10
-    assert spread[~is_solid].min() > 20
+    assert np.quantile(spread[~is_solid], 0.1) > 20  # the core of a slim object may lie within one stripe
     # The background has another colour.
     solid_ones = zip(images[is_solid], inside[is_solid], masks[is_solid], strict=True)
     contrast = [np.abs(image[core].mean(0) - image[~mask].mean(0)).max() for image, core, mask in solid_ones]
     assert np.median(contrast) > 60
+
+
+def test_neither_edges_nor_the_middle_tell_much_of_where_the_object_is():
+    images, _, masks = shapes.draw_shapes(1000, "test", 0)
+    pixels, inside = torch.from_numpy(images).permute(0, 3, 1, 2) / 255, torch.from_numpy(masks)
+    for control in (sobel(pixels), centred_gaussian(1000, (32, 32))):
+        assert energy_lift(control, inside).mean() < 1.9
 
 
 def test_no_object_is_cut_by_the_edge_of_the_image():
@@ -659,7 +668,7 @@ def eroded(masks: np.ndarray, reach: int) -> np.ndarray:
     return np.logical_and.reduce([padded[:, i : i + 32, j : j + 32] for i in range(side) for j in range(side)])
 
 
-GRAINY = 0.08  # of the way from one colour to the other, from a pixel to the next
+FINE = 0.136  # of the way from one colour to the other, from a pixel to the next
 
 
 def seen_scenes(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -668,14 +677,14 @@ def seen_scenes(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     line = palette[:, 1] - palette[:, 0]
     kinds = []
     for image, where in zip(images / 255.0, eroded(~masks, 1), strict=True):
-        # The distance of each pixel to the line between a kind's colours, along which its two are mixed.
-        from_first = image[where] - palette[:, :1]
-        share = (from_first * line[:, None]).sum(2) / (line**2).sum(1)[:, None]
-        off = np.linalg.norm(from_first - share.clip(0, 1)[..., None] * line[:, None], axis=2)
-        own = np.median(off, axis=1).argmin()
+        pixels = image[where]
+        # For each kind, how far each pixel is on the way between its colours, and what is seen near the ends of it.
+        shares = ((pixels - palette[:, :1]) * line[:, None]).sum(2) / (line**2).sum(1)[:, None]
+        ends = [[pixels[near].mean(0) if near.any() else [9] * 3 for near in (s < 0.3, s > 0.7)] for s in shares]
+        own = np.linalg.norm(np.array(ends) - palette, axis=2).sum(1).argmin()
         along = image @ line[own] / (line[own] ** 2).sum()
         steps = np.diff(along, axis=1)[where[:, 1:] & where[:, :-1]]
-        kinds.append(2 * own + (np.median(np.abs(steps)) > GRAINY))
+        kinds.append(2 * own + (np.abs(steps).mean() > FINE))
     return np.array(kinds)
 
 
@@ -730,7 +739,7 @@ def test_other_backgrounds_stand_behind_the_same_objects(variant, split):
     np.testing.assert_array_equal(masks, other_masks)
     changed, inside = (images != other).any(3), eroded(masks, 1)
     assert inside.any((1, 2)).all()
-    # A little shines through the seam of the heart's lobes and its tip, where the distance to both outlines is small.
+    # Between the lobes of a heart a little shines through: the cleft is narrower than a pixel.
     assert (changed & inside).sum() < inside.sum() / 1000
     if variant != "scene":
         hearts = labels // 5 == shapes.SUPERCLASS_NAMES.index("heart")
@@ -758,18 +767,18 @@ def test_fewer_shapes_of_a_variant_are_a_prefix_of_more(variant, backgrounds):
             np.testing.assert_array_equal(few, all_of_them[:count])
 
 
-def test_biased_shapes_are_the_clean_ones_before_other_backgrounds():
-    biased, clean = (load_data(f"shapes100{suffix}", "test", size=200, seed=5) for suffix in ("-biased", ""))
-    for name in ("class_names", "superclass_names", "superclasses"):
-        assert getattr(biased, name) == getattr(clean, name)
-    drawn = shapes.draw_shapes(200, "test", 5, "biased")
-    for found, expected in zip((biased.images, biased.labels, biased.masks), drawn, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(biased.masks, clean.masks)
-    hearts = clean.labels // 5 == clean.superclass_names.index("heart")
-    inside = eroded(clean.masks, 1) & ~hearts[:, None, None]  # a little shines through these
-    np.testing.assert_array_equal(biased.images[inside], clean.images[inside])
-    assert (biased.images != clean.images)[~clean.masks].any(1).mean() > 0.9
+def test_biased_shapes_are_the_clean_ones_before_other_backgrounds_in_train_and_the_same_in_test():
+    for split, same in (("train", False), ("test", True)):
+        biased, clean = (load_data(f"shapes100{suffix}", split, size=200, seed=5) for suffix in ("-biased", ""))
+        for name in ("class_names", "superclass_names", "superclasses"):
+            assert getattr(biased, name) == getattr(clean, name)
+        drawn = shapes.draw_shapes(200, split, 5, "biased")
+        for found, expected in zip((biased.images, biased.labels, biased.masks), drawn, strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(biased.masks, clean.masks)
+        differ = (biased.images != clean.images).any(3)
+        assert (differ[~clean.masks].mean() > 0.9) != same
+        assert differ.any() != same
 
 
 def test_scenes_are_loaded_with_their_kinds_as_classes():
@@ -918,16 +927,16 @@ def test_loading_takes_a_seeded_subset(tmp_path):
 def test_every_machine_draws_the_same():
     images, labels, masks = shapes.draw_shapes(500, "train", 0)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes() + masks.tobytes()).hexdigest()
-    assert digest == "9ae4e1afac70fa91cac0967ab45db9a55ec95fb1f62d45b1702bedac03a3d953"
+    assert digest == "bae8707592090fe71a1f51b6fba00420d6c99c94039d44ef2008869b7fc00659"
 
 
 @pytest.mark.parametrize(
     ("variant", "backgrounds", "expected"),
     [
-        ("biased", 0, "58b8d430557973f53eb2fed7b68905521cc751651d09d4e731f40f9f6db71f14"),
-        ("biased", 1, "d7e49d4d71ca3659959150f98616c467ba2b8d5ef6562cb12560c33b01cffdce"),
-        ("scene", 0, "4f28a6c9823010e99a9b48658f85483484a05063b5931996baf4d2ebdb50d147"),
-        ("scene", 1, "42c213e67c2fa2d22e666c02bc8ccb71cc244692aa7c5598c6975a323aadc5cd"),
+        ("biased", 0, "66908a14d6e33e5db44ca2c4d83977efb355186668d6c2a7429365f1cbb3d89c"),
+        ("biased", 1, "af621bc5a293e416fed2ae94f7555fc8f1f3a456048815ea7ad13214df788c53"),
+        ("scene", 0, "4ada03dcb98e0aca0bda086d8e72d8c4d935686fea4656b4bfa4ed416891a0a4"),
+        ("scene", 1, "aa4d1d8fd0b7d97ef15cd06a540373ee171f403882e9fa7f51ea98279f56a8e6"),
     ],
 )
 def test_every_machine_draws_the_same_variants(variant, backgrounds, expected):

@@ -1,10 +1,12 @@
 """shapes100: a procedural data set of 100 classes whose object masks are exact.
 
-A class is one of 20 shapes (the superclass) filled with one of 5 patterns. Colours, size, position, rotation, the
-textured background and a distractor blob are chance and tell nothing of the class: that is the variant ``clean``. In
-two others one of 20 kinds of background stands behind the object. In ``biased`` it is that of the object's superclass
-in train and any in test; in ``scene`` it is the class, and the object is chance. So it is known where the evidence lies
-that a network can use; the idea is that of BAM (Yang & Kim, 2019).
+A class is one of 20 shapes (the superclass) filled with one of 5 patterns. Colours, size, position, rotation, a
+distractor blob and which of 20 kinds of background it stands before are chance and tell nothing of the class: that is
+the variant ``clean``. In ``biased`` the background is that of the object's superclass in train, and any in test, where
+its images are those of ``clean``; in ``scene`` the background is the class, and the object is chance. So it is known
+where the evidence lies that a network can use; the idea is that of BAM (Yang & Kim, 2019). Backgrounds have edges
+almost as strong as the objects', which lie aside as often as in the middle: edges and the middle tell little of where
+the object is.
 
 Only additions, products, quotients, square roots and comparisons are applied to pixels, and the angles are rounded to
 1/4096, so that every machine draws the same images.
@@ -47,7 +49,7 @@ def _convex(x: Floats, y: Floats, *planes: tuple[float, float, float]) -> Floats
 
 def _star(x: Floats, y: Floats) -> Floats:
     # The five-pointed star is the set of points that lie outside at most one of the pentagon's five lines.
-    normals = ((0.0, 1.0), (0.951, 0.309), (0.588, -0.809), (-0.588, -0.809), (-0.951, 0.309))
+    normals = ((0.0, -1.0), (0.951, -0.309), (0.588, 0.809), (-0.588, 0.809), (-0.951, -0.309))
     distances = np.sort(np.stack([a * x + b * y - 0.36 for a, b in normals]), axis=0)
     return np.maximum(distances[-2], _disc(x, y, 1.15))
 
@@ -61,7 +63,8 @@ def _flower(x: Floats, y: Floats) -> Floats:
 
 def _heart(x: Floats, y: Floats) -> Floats:
     lobes = np.minimum(_disc(x, y, 0.5, -0.45, -0.35), _disc(x, y, 0.5, 0.45, -0.35))
-    return np.minimum(lobes, _convex(x, y, (0.74, 0.67, 0.6), (-0.74, 0.67, 0.6), (0.0, -1.0, 0.2)))
+    tip = _convex(x, y, (0.74, 0.67, 0.6), (-0.74, 0.67, 0.6), (0.0, -1.0, 0.06))  # its sides touch the lobes
+    return np.minimum(np.minimum(lobes, tip), _box(x, y, 0.45, 0.4, 0.0, -0.15))
 
 
 def _drop(x: Floats, y: Floats) -> Floats:
@@ -107,18 +110,18 @@ SUPERCLASSES = tuple(i // len(PATTERNS) for i in range(len(CLASS_NAMES)))
 
 # Each kind of background has two colours and a grain.
 _COLOURS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "sand": ((0.80, 0.70, 0.48), (0.62, 0.50, 0.32)),
-    "sea": ((0.20, 0.42, 0.60), (0.36, 0.62, 0.68)),
-    "forest": ((0.16, 0.34, 0.20), (0.36, 0.50, 0.24)),
-    "snow": ((0.84, 0.86, 0.90), (0.64, 0.70, 0.80)),
-    "dusk": ((0.30, 0.20, 0.42), (0.70, 0.42, 0.44)),
-    "clay": ((0.60, 0.32, 0.22), (0.44, 0.22, 0.18)),
-    "meadow": ((0.50, 0.66, 0.32), (0.70, 0.74, 0.40)),
-    "slate": ((0.28, 0.30, 0.34), (0.46, 0.48, 0.50)),
-    "heather": ((0.62, 0.46, 0.66), (0.44, 0.34, 0.52)),
-    "straw": ((0.82, 0.76, 0.56), (0.66, 0.66, 0.36)),
+    "sand": ((0.92, 0.82, 0.58), (0.55, 0.42, 0.25)),
+    "sea": ((0.08, 0.26, 0.46), (0.50, 0.76, 0.80)),
+    "forest": ((0.08, 0.22, 0.12), (0.46, 0.60, 0.28)),
+    "snow": ((0.95, 0.96, 0.98), (0.48, 0.56, 0.70)),
+    "dusk": ((0.18, 0.10, 0.32), (0.86, 0.52, 0.48)),
+    "clay": ((0.76, 0.44, 0.30), (0.30, 0.14, 0.12)),
+    "meadow": ((0.30, 0.46, 0.18), (0.80, 0.84, 0.48)),
+    "slate": ((0.14, 0.16, 0.20), (0.60, 0.62, 0.64)),
+    "heather": ((0.76, 0.60, 0.80), (0.34, 0.22, 0.42)),
+    "straw": ((0.94, 0.88, 0.64), (0.52, 0.52, 0.22)),
 }
-_GRAINS = {"smooth": (0.9, 0.1), "grainy": (0.2, 0.8)}  # shares of coarse and of fine noise
+_GRAINS = {"coarse": 6, "fine": 12}  # patches across an image
 _PALETTE = np.array(list(_COLOURS.values()), dtype=np.float32)
 SCENE_NAMES = tuple(f"{grain} {colours}" for colours in _COLOURS for grain in _GRAINS)
 
@@ -157,8 +160,8 @@ def _pattern_weight(x: Floats, y: Floats, pattern: int) -> Floats:
     if pattern == 0:
         return np.zeros_like(x)
 
-    def wave(t: Floats) -> Floats:  # a triangle wave of period 5 pixels between -1 and 1: stripes without a sine
-        return np.abs((t / 5.0) % 1.0 - 0.5) * 4 - 1
+    def wave(t: Floats) -> Floats:  # a triangle wave of period 4 pixels between -1 and 1: stripes without a sine
+        return np.abs((t / 4.0) % 1.0 - 0.5) * 4 - 1
 
     if pattern == 1:
         value = wave(y)
@@ -171,24 +174,20 @@ def _pattern_weight(x: Floats, y: Floats, pattern: int) -> Floats:
     return np.clip(0.5 + 1.5 * value, 0.0, 1.0).astype(np.float32)
 
 
-def _draw_backgrounds(rng: np.random.Generator, n: int, scenes: NDArray[np.int64] | None) -> Floats:
-    """Draw (n, SIZE, SIZE, 3): two muted colours, any or those of a scene, mixed by coarse and fine noise."""
-    colours = rng.random((2, n, 1, 1, 3), dtype=np.float32)
-    coarse, fine = _smooth_noise(rng, n, 4), _smooth_noise(rng, n, 16)
-    if scenes is None:
-        colours = 0.2 + 0.6 * colours
-        texture = 0.65 * coarse + 0.35 * fine
-    else:
-        own, grain = np.divmod(scenes, len(_GRAINS))
-        colours = _PALETTE[own].swapaxes(0, 1)[:, :, None, None] + 0.12 * (colours - 0.5)
-        shares = np.array(list(_GRAINS.values()), dtype=np.float32)[grain, :, None, None]
-        texture = shares[:, 0] * coarse + shares[:, 1] * fine
-    return colours[0] + (colours[1] - colours[0]) * texture[..., None]
+def _draw_backgrounds(rng: np.random.Generator, scenes: NDArray[np.int64]) -> Floats:
+    """Draw (N, SIZE, SIZE, 3), patches in roughly the two colours of each one's kind."""
+    n = len(scenes)
+    palette, grain = np.divmod(scenes, len(_GRAINS))
+    colours = _PALETTE[palette].swapaxes(0, 1)[:, :, None, None]
+    colours = colours + np.float32(0.16) * (rng.random((2, n, 1, 1, 3), dtype=np.float32) - np.float32(0.5))
+    noise = np.stack([_smooth_noise(rng, n, cells) for cells in _GRAINS.values()])[grain, np.arange(n)]
+    patches = np.clip(4 * noise - 1.5, 0.0, 1.0)
+    return colours[0] + (colours[1] - colours[0]) * patches[..., None]
 
 
 def _draw_block(
     objects: NDArray[np.int64],
-    scenes: NDArray[np.int64] | None,
+    scenes: NDArray[np.int64],
     rng: np.random.Generator,
     swapped: np.random.Generator | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -197,9 +196,9 @@ def _draw_block(
     axis = np.arange(SIZE, dtype=np.float32) - np.float32(SIZE / 2 - 0.5)
     column, row = axis[None, None, :], axis[None, :, None]
 
-    images = _draw_backgrounds(rng, n, scenes)
+    images = _draw_backgrounds(rng, scenes)
     if swapped:  # the first ones were drawn nevertheless, so that all that follows is the same
-        images = _draw_backgrounds(swapped, n, scenes)
+        images = _draw_backgrounds(swapped, scenes)
 
     # Distractor: a small ellipse somewhere, in a bright colour.
     hues = rng.integers(0, len(_HUES), (2, n))
@@ -212,9 +211,10 @@ def _draw_block(
     images = images * (1 - alpha) + blob_color * alpha
 
     # Object: rotated by at most about 15 degrees, wholly inside the image.
-    radius = _uniform(rng, n, 9.5, 12.5)
+    radius = _uniform(rng, n, 6.5, 9.0)
     room = SIZE / 2 - 0.5 - 1.18 * radius  # the widest shape, turned, reaches 1.17 radii from its centre
-    centre_x, centre_y = _uniform(rng, n, -1, 1) * room, _uniform(rng, n, -1, 1) * room
+    aside = [_uniform(rng, n, -1, 1), _uniform(rng, n, -1, 1)]
+    centre_x, centre_y = (np.sign(u) * np.sqrt(np.abs(u)) * room for u in aside)  # rather aside than in the middle
     sine = (np.round(_uniform(rng, n, -0.26, 0.26) * 4096) / 4096).astype(np.float32)
     cosine = np.sqrt(1 - sine * sine)
     x = (column - centre_x) * cosine + (row - centre_y) * sine
@@ -264,14 +264,14 @@ def draw_shapes(
         start = block * BLOCK
         numbers = np.arange(start, start + BLOCK, dtype=np.int64)
         key = [seed, _SPLITS[split], block]
-        objects, scenes = numbers % len(CLASS_NAMES), None
-        if variant == "biased":
-            scenes = objects // len(PATTERNS)
-            if split == "test":
-                scenes = np.random.default_rng([*key, 1, backgrounds]).integers(0, len(SCENE_NAMES), BLOCK)
-        elif variant == "scene":
+        objects = numbers % len(CLASS_NAMES)
+        if variant == "scene":
             scenes = numbers % len(SCENE_NAMES)
             objects = np.random.default_rng([*key, 2]).integers(0, len(CLASS_NAMES), BLOCK)
+        elif variant == "biased" and split == "train":
+            scenes = objects // len(PATTERNS)
+        else:
+            scenes = np.random.default_rng([*key, 1, backgrounds]).integers(0, len(SCENE_NAMES), BLOCK)
         swapped = np.random.default_rng([*key, 3, backgrounds]) if backgrounds else None
         drawn, mask = _draw_block(objects, scenes, np.random.default_rng(key), swapped)
         stop = min(start + BLOCK, num_images)
