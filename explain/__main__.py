@@ -75,7 +75,10 @@ def _explain(args: argparse.Namespace) -> int:
         if target.exists() and any(file.exists() and target.samefile(file) for file in args.images):
             raise UserError(f"--output {args.output}: {target} is one of the pictures to explain; give another folder")
         saliency, cam = maps.saliency[0].cpu().numpy(), maps.cam[0].cpu().numpy()
-        save_explanation(target, image, saliency, cam, about["class_names"], probabilities)
+        try:
+            save_explanation(target, image, saliency, cam, about["class_names"], probabilities)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
         best = int(probabilities.argmax())
         print(f"{file}: {about['class_names'][best]} ({100 * probabilities[best]:.1f} %) -> {target}")
     if skipped:

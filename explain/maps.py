@@ -59,6 +59,9 @@ def explain(
 ) -> Maps:
     """Return saliency and Grad-CAM of a batch: one forward pass, and one gradient for each class explained.
 
+    Two images pass a second time, to see that the closed form is exact for the network, and that what it says of one
+    does not depend on the others.
+
     Saliency is |d score / d x|, maximum over channels (Simonyan et al., ICLR workshop 2014, sec. 3.1). Grad-CAM is of
     what ``model.features`` returns, in closed form (see the module's docstring), or of a layer's output.
 
@@ -79,10 +82,11 @@ def explain(
             good for means over many images. For single maps, and to compare them closely, take float32.
 
     Raises:
-        ModelError: if the closed form is not exact for the model, or the layer has no output of that kind.
-        ValueError: if shapes do not fit.
+        ModelError: if the closed form is not exact for the model, its output or the layer's are not of that kind, or
+            what it says of an image depends on its batch.
+        ValueError: if shapes do not fit, or a target is no class.
     """
-    return _explain(model, images, target, score, layer, dtype, check=True)
+    return _explain(model, images, target, score, layer, dtype, check=True)[0]
 
 
 def stream(
@@ -97,16 +101,19 @@ def stream(
     """Yield the maps of one batch after the other, for example of a ``DataLoader``, in the memory that one needs.
 
     Images and targets are moved to the model's device; of a batch that is a tuple or list, the images come first.
-    Whether the closed form is exact for the model is seen with the first batch.
+    Whether the closed form is exact for the model is seen with the first batch that gives finite logits.
 
     Args and errors as of :func:`explain`; ``ValueError`` also if there are more batches than targets, or fewer.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     pairs = ((batch, None) for batch in batches) if targets is None else zip(batches, targets, strict=True)
-    for i, (batch, target) in enumerate(pairs):
+    checked = False
+    for batch, target in pairs:
         images = (batch if isinstance(batch, Tensor) else batch[0]).to(device, non_blocking=True)
         chosen = target if target is None else target.to(device, non_blocking=True)
-        yield _explain(model, images, chosen, score, layer, dtype, check=i == 0)
+        maps, now = _explain(model, images, chosen, score, layer, dtype, check=not checked)
+        checked |= now
+        yield maps
 
 
 def grad_cam(
@@ -120,9 +127,9 @@ def grad_cam(
 ) -> Tensor:
     """Return Grad-CAM alone, before its ReLU: (N, h, w), or (N, T, h, w) for ``target`` (N, T).
 
-    Without ``layer`` that costs a forward pass. With it, the gradient is taken from the score down to the layer: with
-    alpha_k = mean over positions of d score / d A_k, the map is sum_k alpha_k A_k (Selvaraju et al., ICCV 2017, eq. 1
-    and 2).
+    Without ``layer`` that costs a forward pass, and that of two images again, as in :func:`explain`. With it, the
+    gradient is taken from the score down to the layer: with alpha_k = mean over positions of d score / d A_k, the map
+    is sum_k alpha_k A_k (Selvaraju et al., ICCV 2017, eq. 1 and 2).
 
     Args and errors as of :func:`explain`.
     """
@@ -131,7 +138,7 @@ def grad_cam(
     with eval_mode(model), _no_autocast(images), torch.inference_mode(False), torch.set_grad_enabled(layer is not None):
         x = _own(images)
         activations, logits = _forward(model, x, layer, dtype, cut=True)
-        _check_model(model, x[:1], logits[:1], layer, dtype)
+        _check_model(model, x, logits, layer, dtype)
         chosen = _chosen(logits, target)
         if layer is None:
             weights = _head_weights(model, activations, logits, chosen, score)
@@ -154,14 +161,14 @@ def _explain(
     layer: nn.Module | None,
     dtype: torch.dtype | None,
     check: bool,
-) -> Maps:
+) -> tuple[Maps, bool]:
+    """Return maps, and whether the model was checked."""
     _check_arguments(images, target, score, layer)
     dtype = _resolve_dtype(images, dtype)
     with eval_mode(model), _no_autocast(images), torch.inference_mode(False), torch.enable_grad():
         x = _own(images).requires_grad_()
         activations, logits = _forward(model, x, layer, dtype)
-        if check:
-            _check_model(model, x[:1], logits[:1], layer, dtype)
+        checked = check and _check_model(model, x, logits, layer, dtype)
         chosen = _chosen(logits, target)
         if layer is None:
             gradients = _gradients(logits, chosen, score, (x,))
@@ -174,7 +181,7 @@ def _explain(
         maps = (chosen, saliency, _weighted_sum(weights, activations))
     if target is None or target.ndim == 1:
         maps = (chosen[:, 0], saliency[:, 0], maps[2][:, 0])
-    return Maps(logits.detach(), *maps)
+    return Maps(logits.detach(), *maps), checked
 
 
 def _check_arguments(images: Tensor, target: Tensor | None, score: Score, layer: nn.Module | None) -> None:
@@ -183,6 +190,8 @@ def _check_arguments(images: Tensor, target: Tensor | None, score: Score, layer:
     if target is not None and (target.ndim not in (1, 2) or len(target) != len(images)):
         n = len(images)
         raise ValueError(f"target must have shape ({n},), or ({n}, T) for T classes each, not {tuple(target.shape)}")
+    if target is not None and (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool):
+        raise ValueError(f"target must be numbers of classes, int64, not {target.dtype}")
     if layer is not None and not isinstance(layer, nn.Module):
         raise ValueError(f"layer must be a module of the model, not {type(layer).__name__}")
     if score not in get_args(Score):
@@ -193,23 +202,38 @@ def _forward(
     model: nn.Module, x: Tensor, layer: nn.Module | None, dtype: torch.dtype | None, cut: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return activations (N, K, h, w) and logits (N, C); with ``cut``, gradients reach the layer and go no further."""
+    x = x.clone()  # which the network may overwrite
     with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
         if layer is not None:
             with _tap(layer, cut) as outputs:
-                logits = model(x)
+                logits = _logits(model, x)
             if len(outputs) != 1 or outputs[0].ndim != 4:
                 found = f"one of shape {tuple(outputs[0].shape)}" if len(outputs) == 1 else f"{len(outputs)} tensors"
                 raise ModelError(f"{type(layer).__name__}: Grad-CAM needs one output (N, K, h, w) a batch, not {found}")
-            return outputs[0], _at_least_float32(logits)
+            return outputs[0], logits
         head, features = getattr(model, "head", None), getattr(model, "features", None)
         if not isinstance(head, nn.Linear) or not callable(features):
             raise ModelError(
                 f"{type(model).__name__}: closed-form Grad-CAM needs a method features(x) and a linear layer head, "
                 "with global average pooling between them; for other networks name a layer, as in layer=model.layer4"
             )
-        activations: Tensor = features(x)
+        activations = features(x)
+        if not isinstance(activations, Tensor) or activations.ndim != 4:
+            found = _described(activations)
+            raise ModelError(f"{type(model).__name__}: features(x) must be (N, K, h, w), not {found}; name a layer")
         with _no_autocast(x):  # in bf16 the largest logits would often be equal
             return activations, _at_least_float32(head(activations.mean(dim=(2, 3)).to(head.weight.dtype)))
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ModelError(f"{type(model).__name__}: it must return logits (N, C), not {_described(logits)}")
+    return _at_least_float32(logits)
+
+
+def _described(output: object) -> str:
+    return f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
 @contextlib.contextmanager
@@ -232,27 +256,38 @@ def _tap(layer: nn.Module, cut: bool) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _check_model(
-    model: nn.Module, image: Tensor, logits: Tensor, layer: nn.Module | None, dtype: torch.dtype | None
-) -> None:
-    """See that an image's logits (1, C) do not depend on its batch, and are what the closed form makes of it.
+    model: nn.Module, x: Tensor, logits: Tensor, layer: nn.Module | None, dtype: torch.dtype | None
+) -> bool:
+    """See that the logits (N, C) of images do not depend on their batch, and are what the closed form makes of them.
+
+    Two images are looked at, the first and the last of those with finite logits.
+
+    Returns:
+        False if there are none.
 
     Raises:
         ModelError: if not.
     """
     name = type(model).__name__
+    finite = logits.isfinite().all(dim=1).nonzero()[:, 0]
+    if not len(finite):
+        return False
+    some = finite[[0, -1]].unique()
     if layer is None:  # in full precision, where a head that is only a little different shows
-        closed, whole = _forward(model, image, None, None)[1], _at_least_float32(model(image))
-        if not _alike(closed, whole, 1e-3):
+        closed = logits[some] if dtype is None else _forward(model, x[some], None, None)[1]
+        if not _alike(closed, _logits(model, x[some]), 1e-3):
             raise ModelError(f"{name}: its output is not head(features(x).mean((2, 3))); name a layer")
-    with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
-        alone = _at_least_float32(model(image))
-    if not _alike(logits, alone, 0.01 if dtype is None else 0.1):  # sums may be added up in another order
-        raise ModelError(f"{name}: what it says of an image depends on the batch that the image is in")
+    if len(x) > 1:
+        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+            alone = _logits(model, x[some[:1]])
+        # Sums may be added up in another order.
+        if not _alike(logits[some[:1]], alone, 0.01 if dtype is None else 0.1):
+            raise ModelError(f"{name}: what it says of an image depends on the batch that the image is in")
+    return True
 
 
 def _alike(logits: Tensor, others: Tensor, tolerance: float) -> bool:
-    scale = others.nan_to_num().abs().max().item() if others.numel() else 0.0
-    return torch.allclose(logits, others, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    return torch.allclose(logits, others, rtol=tolerance, atol=tolerance * others.nan_to_num().abs().max().item())
 
 
 def _own(images: Tensor) -> Tensor:
@@ -261,8 +296,10 @@ def _own(images: Tensor) -> Tensor:
 
 
 def _chosen(logits: Tensor, target: Tensor | None) -> Tensor:
-    """Return the classes to explain, (N, T)."""
-    chosen = logits.argmax(dim=1) if target is None else target.clone()  # one of inference mode could not be saved
+    """Return the classes to explain, (N, T) int64."""
+    if target is not None and ((target < 0) | (target >= logits.shape[1])).any():
+        raise ValueError(f"target must be from 0 to {logits.shape[1] - 1}, the model's classes")
+    chosen = logits.argmax(dim=1) if target is None else target.long().clone()  # one of inference mode is not saved
     return chosen if chosen.ndim == 2 else chosen[:, None]
 
 

@@ -1,7 +1,8 @@
 """Numbers that say what maps show. Each takes maps (N, H, W) of any positive scale and returns one number a map, (N,).
 
 Maps are taken raw, not stretched to [0, 1]: that would move the energy of all but the smallest value. A map that is
-zero everywhere, or has NaN, says nothing, and every measure of it is NaN.
+zero everywhere, or has NaN or infinite values, says nothing, and every measure of it is NaN; so is every measure that
+asks for an object where there is none.
 """
 
 import math
@@ -25,10 +26,10 @@ def energy_on_object(maps: Tensor, masks: Tensor) -> Tensor:
         (N,) in [0, 1].
 
     Raises:
-        ValueError: if shapes differ or a map has negative values.
+        ValueError: if shapes differ, a map has negative values or masks are not bool.
     """
     maps = _checked(maps, masks)
-    return (maps * masks).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+    return _known((maps * masks).sum(dim=(1, 2)) / maps.sum(dim=(1, 2)), maps, masks)
 
 
 def energy_lift(maps: Tensor, masks: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
         wide = F.max_pool2d(masks[:, None].float(), 2 * tolerance + 1, stride=1, padding=tolerance)
         masks = wide[:, 0] > 0
     highest = maps == maps.amax(dim=(1, 2), keepdim=True)
-    return _where_any(maps, (highest & masks).sum(dim=(1, 2)) / highest.sum(dim=(1, 2)))
+    return _known((highest & masks).sum(dim=(1, 2)) / highest.sum(dim=(1, 2)), maps, masks)
 
 
 def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
         maps, masks: see :func:`energy_on_object`.
 
     Returns:
-        (N,) in [0, 1]; NaN where there is no object.
+        (N,) in [0, 1].
     """
     values, inside = _checked(maps, masks).flatten(1), masks.flatten(1)
     size = inside.sum(dim=1, keepdim=True)
@@ -79,7 +80,7 @@ def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     above, equal = values > limit, values == limit
     share = (size - above.sum(dim=1, keepdim=True)) / equal.sum(dim=1, keepdim=True)
     hits = (above & inside).sum(dim=1) + share[:, 0] * (equal & inside).sum(dim=1)
-    return _where_any(maps, hits / size[:, 0])
+    return _known(hits / size[:, 0], maps, masks)
 
 
 def gini(maps: Tensor) -> Tensor:
@@ -158,20 +159,25 @@ def _ranks(values: Tensor) -> Tensor:
     return (below + up_to + 1) / 2
 
 
-def _where_any(maps: Tensor, result: Tensor) -> Tensor:
-    return result.where((maps != 0).flatten(1).any(dim=1) & ~maps.isnan().flatten(1).any(dim=1), math.nan)
+def _known(result: Tensor, maps: Tensor, masks: Tensor) -> Tensor:
+    """Return a result (N,), NaN where the map shows nothing or there is no object."""
+    flat = maps.flatten(1)
+    return result.where((flat != 0).any(dim=1) & flat.isfinite().all(dim=1) & masks.flatten(1).any(dim=1), math.nan)
 
 
 def _checked(maps: Tensor, masks: Tensor | None = None) -> Tensor:
     """Return maps as float32 at least.
 
     Raises:
-        ValueError: if they are not (N, H, W), have another shape than the masks, or negative values.
+        ValueError: if they are not (N, H, W), have another shape than the masks, or negative values; if masks are not
+            bool.
     """
     if maps.ndim != 3:
         raise ValueError(f"maps must be (N, H, W), not {tuple(maps.shape)}")
     if masks is not None and maps.shape != masks.shape:
         raise ValueError(f"maps {tuple(maps.shape)} and masks {tuple(masks.shape)} must have the same shape")
+    if masks is not None and masks.dtype != torch.bool:
+        raise ValueError(f"masks must be bool, not {masks.dtype}")
     if (maps < 0).any():
         raise ValueError("maps must not be negative; take Grad-CAM after its ReLU")
     return maps.to(torch.promote_types(maps.dtype, torch.float32))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims import CLAIM_COLUMNS, CLAIMS, CONTROLS, MIN_IMAGES, Claim, Comparison, decide
+from analysis.claims import CLAIM_COLUMNS, CLAIMS, CONTROLS, MIN_IMAGES, MIN_IMAGES_OF_SHARE, Claim, Comparison, decide
 from analysis.compare import bootstrap_interval
 
 NAN = float("nan")
@@ -143,13 +143,37 @@ def test_a_map_is_compared_with_a_number():
 
 
 def test_the_share_of_images_below_a_value_is_compared():
-    # Of 25, ten are below 1 and one is 1 exactly; of another, none is known.
-    lift = [0.5] * 10 + [1.0] + [1.5] * 14 + [NAN]
+    # Of 100, 40 are below 1 and four are 1 exactly; of others, none is known.
+    lift = [0.5] * 40 + [1.0] * 4 + [1.5] * 56 + [NAN] * 4
     (row,) = decided(table(lift={"ours": lift}), Comparison("ours", "lift", 0.1, below=1.0))
-    assert (row["than"], row["below"], row["num_images"], row["holds"]) == ("0.1", 1.0, 25, "yes")
+    assert (row["than"], row["below"], row["num_images"], row["holds"]) == ("0.1", 1.0, 100, "yes")
     assert row["difference"] == pytest.approx(0.4 - 0.1)
-    expected = bootstrap_interval(np.array([1.0] * 10 + [0.0] * 15) - 0.1)
+    expected = bootstrap_interval(np.array([1.0] * 40 + [0.0] * 60) - 0.1)
     assert (row["difference"], row["low"], row["high"]) == pytest.approx(expected)
+    assert MIN_IMAGES_OF_SHARE == 100
+    (row,) = decided(table(lift={"ours": lift[1:]}), Comparison("ours", "lift", 0.1, below=1.0))
+    assert (row["num_images"], row["holds"]) == (99, "open")
+
+
+def test_shares_of_two_maps_are_compared_on_the_same_images():
+    ours, theirs = [0.5] * 40 + [2.0] * 60, [2.0] * 90 + [0.5] * 10
+    (row,) = decided(table(lift={"ours": ours, "theirs": theirs}), Comparison("ours", "lift", "theirs", below=1.0))
+    assert (row["difference"], row["holds"]) == (pytest.approx(0.4 - 0.1), "yes")
+    assert (row["low"], row["high"]) == bootstrap_interval(np.array([1.0] * 40 + [0.0] * 50 + [-1.0] * 10))[1:]
+
+
+def test_what_holds_but_for_a_control_on_too_few_images_is_undecided():
+    measures = table(merit={"ours": [2.0] * 40, "theirs": [1.0] * 40, "control": [1.0] * 19})
+    rows = decided(measures, HIGHER, Comparison("ours", "merit", "control", control=True))
+    assert [(row["holds"], row["verdict"]) for row in rows] == [("yes", "undecided"), ("open", "undecided")]
+
+
+def test_maps_that_know_nothing_support_no_claim():
+    rng = np.random.default_rng(0)
+    maps = ("saliency", "gradcam", *CONTROLS)
+    names = {c.measure for claim in CLAIMS for c in claim.comparisons}
+    measures = table(**{name: {m: list(rng.lognormal(0, 0.5, 300)) for m in maps} for name in names})
+    assert "supported" not in set(decide(measures)["verdict"])
 
 
 @pytest.mark.parametrize(("share", "holds"), [(0.0, "no"), (0.1, "open"), (0.15, "open"), (0.3, "yes"), (1.0, "yes")])
@@ -340,14 +364,14 @@ def test_comparisons_of_the_shipped_claims_are_with_controls_where_they_say_so()
 
 
 def for_claims() -> dict[str, dict[str, list[float]]]:
-    """As the claims say, every control worse than Grad-CAM."""
+    """As the claims say, on 100 images."""
     every = ("saliency", "gradcam", *CONTROLS)
-    best = {name: [2.0 if name == "gradcam" else 1.0] * 20 for name in every}
-    smoothest = {name: [1.0 if name == "gradcam" else 2.0] * 20 for name in every}
+    best = {name: [2.0 if name == "gradcam" else 1.0] * 100 for name in every}
+    noise = {name: [{"saliency": 3.0, "gradcam": 1.0}.get(name, 2.0)] * 100 for name in every}
     return {
-        "high_frequency_share": smoothest,
-        "max_sensitivity": {name: smoothest[name] for name in ("saliency", "gradcam", "pooled_saliency")},
-        "energy_lift": {name: [0.5] * 10 + [1.5] * 10 for name in every},
+        "high_frequency_share": noise,
+        "max_sensitivity": {name: noise[name] for name in ("saliency", "gradcam", "pooled_saliency")},
+        "energy_lift": {name: ([0.5] * 10 + [1.5] * 10) * 5 if name == "saliency" else [1.5] * 100 for name in every},
         **dict.fromkeys(("energy_on_object", "rank_accuracy", "grid_pointing", "patch_fidelity"), best),
     }
 
@@ -367,23 +391,25 @@ def test_the_shipped_claims_follow_from_a_table_made_for_them():
 @pytest.mark.parametrize(
     ("measure", "name", "values", "claim"),
     [
-        ("high_frequency_share", "saliency", [0.5] * 20, 0),
-        ("high_frequency_share", "pooled_saliency", [1.0] * 20, 0),  # as coarse, as smooth
-        ("high_frequency_share", "random", [0.0, 2.0] * 10, 0),
-        ("max_sensitivity", "saliency", [0.5] * 20, 0),
-        ("energy_lift", "saliency", [1.5] * 20, 1),
-        ("energy_lift", "pooled_saliency", [1.0] * 20, 1),
-        ("energy_lift", "pooled_saliency", [0.5] * 2 + [1.5] * 18, 1),  # open
-        ("energy_on_object", "saliency", [3.0] * 20, 2),
-        ("energy_on_object", "gaussian", [2.5] * 20, 2),
-        ("rank_accuracy", "random", [1.0, 3.0] * 10, 2),
-        ("grid_pointing", "sobel", [2.0] * 20, 3),
-        ("patch_fidelity", "pooled_saliency", [2.5] * 20, 3),
+        ("high_frequency_share", "saliency", [0.5], 0),
+        ("high_frequency_share", "pooled_saliency", [1.0], 0),  # as coarse, as smooth
+        ("high_frequency_share", "random", [0.0, 2.0], 0),
+        ("high_frequency_share", "sobel", [3.0], 0),  # the edges of the picture
+        ("max_sensitivity", "saliency", [0.5], 0),
+        ("max_sensitivity", "pooled_saliency", [1.0], 0),
+        ("energy_lift", "saliency", [1.5], 1),
+        ("energy_lift", "random", [0.5, 1.5], 1),  # as often as by chance
+        ("energy_lift", "sobel", [0.5], 1),
+        ("energy_on_object", "saliency", [3.0], 2),
+        ("energy_on_object", "gaussian", [2.5], 2),
+        ("rank_accuracy", "random", [1.0, 3.0], 2),
+        ("grid_pointing", "sobel", [2.0], 3),
+        ("patch_fidelity", "pooled_saliency", [2.5], 3),
     ],
 )
 def test_one_comparison_that_fails_takes_its_claim_with_it(measure, name, values, claim):
     measures = for_claims()
-    measures[measure] = {**measures[measure], name: values}
+    measures[measure] = {**measures[measure], name: values * (100 // len(values))}
     expected = ["supported"] * 4
     expected[claim] = "not supported"
     assert list(verdicts(table(**measures)).values()) == expected

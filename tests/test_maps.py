@@ -160,8 +160,9 @@ def test_shapes_and_types_are_those_documented():
     assert (maps.cam < 0).any()  # not rectified
 
 
-def test_maps_agree_with_captum():
-    model, x, target = resnet(), images(), torch.tensor([0, 3, 4])
+@pytest.mark.parametrize("model", [resnet(), ResNet18(num_classes=100, width=64).eval()], ids=["small", "reference"])
+def test_maps_agree_with_captum(model):
+    x, target = images(), torch.tensor([0, 3, 4])
     maps = explain(model, x, target)
     saliency = Saliency(model).attribute(x.clone().requires_grad_(), target, abs=True).amax(1)
     cam = LayerGradCam(model, model.layer4).attribute(x.clone(), target, relu_attributions=False)[:, 0]
@@ -356,12 +357,13 @@ def test_logits_that_differ_by_a_constant_have_the_same_maps_of_log_prob_alone()
     assert (explain(model, images()).cam - explain(moved, images()).cam).abs().max() > 0.1
 
 
-def test_cam_and_bias_add_up_to_the_logit():
-    model, x = resnet(), images(4)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_cam_and_bias_add_up_to_the_logit(dtype, atol):
+    model, x = resnet().to(dtype), images(4).to(dtype)
     for target in (None, torch.tensor([4, 3, 2, 1])):
         maps = explain(model, x, target)
         total = maps.cam.sum((1, 2)) + model.head.bias[maps.target]
-        torch.testing.assert_close(total, maps.logits.gather(1, maps.target[:, None])[:, 0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(total, maps.logits.gather(1, maps.target[:, None])[:, 0], rtol=0, atol=atol)
 
 
 def test_a_batch_gives_the_maps_of_its_images_one_by_one():
@@ -397,8 +399,8 @@ def test_bf16_is_close_to_fp32():
 
     x, target = images(), torch.tensor([1, 0, 2])
     maps, exact = explain(resnet(Watched), x, target, dtype=torch.bfloat16), explain(resnet(), x, target)
-    # One image more in full precision shows whether the closed form is exact.
-    assert set(seen) == {(3, torch.bfloat16), (1, torch.bfloat16), (1, torch.float32)}
+    # Two images more in full precision show whether the closed form is exact.
+    assert set(seen) == {(3, torch.bfloat16), (1, torch.bfloat16), (2, torch.float32)}
     with torch.autocast("cpu", torch.bfloat16):
         saliency, cam = oracle(resnet(), x, target, "logit")
     torch.testing.assert_close(maps.saliency, saliency, rtol=0, atol=0.01 * saliency.max().item(), check_dtype=False)
@@ -697,3 +699,90 @@ def test_upsample_is_bilinear():
     assert torch.equal(upsample(maps, (32, 20)), expected)
     by_hand = upsample(torch.tensor([[[0.0, 1.0]]]), (1, 4))
     assert by_hand.tolist() == [[[0.0, 0.25, 0.75, 1.0]]]
+
+
+class Clamped(Tiny):
+    """Closed form on dark images only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)).clamp(max=0.2))
+
+
+class Overwriting(Tiny):
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x.sub_(0.25))
+
+
+CALLS = (package.explain, package.grad_cam, lambda m, x, **g: next(package.stream(m, [x], **g)))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_network_is_refused_whatever_its_first_image_is(call):
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    broken, dark = x.clone(), x.clone()
+    broken[0], dark[0] = torch.nan, 0.0
+    for model, given in ((MaxPooled(), broken), (Clamped(), dark)):
+        with pytest.raises(ModelError, match="name a layer"):
+            call(model, given)
+
+
+def test_a_stream_looks_at_the_first_batch_that_can_be_looked_at():
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    streamed = stream(MaxPooled(), [torch.full_like(x, torch.nan), x])
+    assert next(streamed).cam.isnan().all()
+    with pytest.raises(ModelError, match="name a layer"):
+        next(streamed)
+
+
+@pytest.mark.parametrize("at_layer", [False, True])
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_network_may_overwrite_its_input(at_layer, number):
+    x = torch.rand(number, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    before, model = x.clone(), Overwriting()
+    layer = model.mix if at_layer else None
+    maps, cam = package.explain(model, x, layer=layer), package.grad_cam(model, x, layer)
+    assert torch.equal(x, before)
+    plain = Tiny()
+    expected = package.explain(plain, x - 0.25, layer=plain.mix if at_layer else None)
+    for found, wanted in ((maps.saliency, expected.saliency), (maps.cam, expected.cam), (cam, expected.cam)):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("call", CALLS[:2])
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_a_target_that_is_no_class_is_refused(call, bad):
+    for target in (torch.tensor([0, bad, 1]), torch.tensor([[0, 1], [2, bad], [3, 4]])):
+        with pytest.raises(ValueError, match="from 0 to 4"):
+            call(resnet(), images(3), target=target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_a_target_of_another_kind_than_numbers_of_classes_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"int64, not {dtype}"):
+        package.explain(resnet(), images(3), torch.ones(3, dtype=dtype))
+
+
+class Tokens(Tiny):
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x).mean((2, 3))
+
+
+class InTuple(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return (super().forward(x),)
+
+
+class Dense(Tiny):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+
+@pytest.mark.parametrize("call", CALLS[:2])
+def test_what_a_network_of_another_kind_returns_is_said(call):
+    x = torch.rand(2, 3, 8, 8)
+    with pytest.raises(ModelError, match=r"Tokens: features\(x\) must be .* not a tensor \(2, 2\)"):
+        call(Tokens(), x)
+    for kind, found in ((InTuple, "a tuple"), (Dense, r"a tensor \(2, 2, 8, 8\)")):
+        model = kind()
+        with pytest.raises(ModelError, match=rf"{kind.__name__}: it must return logits \(N, C\), not {found}"):
+            call(model, x, layer=model.mix)

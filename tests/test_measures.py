@@ -108,11 +108,24 @@ def test_a_uniform_map_has_a_lift_of_1_and_one_on_the_object_alone_the_inverse_o
         (mask([0, 0, 0], [0, 0, 1]), 0.5),  # one of two equal maxima
         (mask([0, 1, 0], [0, 0, 1]), 1.0),
         (mask([1, 0, 1], [1, 1, 0]), 0.0),
-        (mask([0, 0, 0], [0, 0, 0]), 0.0),
     ],
 )
 def test_the_pointing_game_asks_where_the_maximum_lies_and_shares_among_equals(masks, hit):
     assert pointing_game(torch.tensor([[[1.0, 4.0, 2.0], [0.0, 3.0, 4.0]]]), masks).tolist() == [hit]
+
+
+@pytest.mark.parametrize("measure", [energy_on_object, energy_lift, pointing_game, rank_accuracy])
+def test_without_an_object_or_with_an_infinite_value_nothing_is_known(measure):
+    maps, inside = torch.ones(3, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool)
+    maps[0, 1, 1], inside[1] = float("inf"), False
+    assert measure(maps, inside).isnan().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("measure", [energy_on_object, energy_lift, pointing_game, rank_accuracy])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_masks_that_are_not_bool_are_refused(measure, dtype):
+    with pytest.raises(ValueError, match=f"masks must be bool, not {dtype}"):
+        measure(torch.ones(1, 4, 4), torch.full((1, 4, 4), 255).to(dtype))
 
 
 @pytest.mark.parametrize(("tolerance", "hit"), [(0, 0.0), (1, 0.0), (2, 1.0), (3, 1.0)])

@@ -177,7 +177,7 @@ def test_what_is_fixed_leaves_the_space_and_the_other_way_round():
     assert fixed.space == {name: values for name, values in demo.space.items() if name != "lr"}
     varied = load_settings("demo", ["space.width=[8,16]"])
     assert varied.space == {**demo.space, "width": [8, 16]}
-    assert varied.fixed == {"batch_size": 64}
+    assert varied.fixed == {"batch_size": 32}
     assert load_settings("demo", ["fixed.lr=0.05", "space.lr=[0.1]"]).space["lr"] == [0.1]
 
 
