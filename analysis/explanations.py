@@ -27,7 +27,7 @@ from torch import Tensor
 from analysis.compare import bootstrap_interval
 from analysis.measures import DTYPES, NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
 from analysis.remote import RunPath, fetch_checkpoint, source
-from analysis.trials import RunError, load_trials, over_runs, read_study
+from analysis.trials import EXPLANATION_FORMAT, RunError, load_trials, over_runs, read_study
 from explain.grid import choose_grids
 from explain.maps import Maps, stream
 from trainables.checkpoint import load_model
@@ -130,9 +130,9 @@ def explain_trials(
     if address and missing:
         from analysis.ray_session import compute_on_cluster
 
-        results = compute_on_cluster(_compute, jobs, (data, device), address, device)
+        results = compute_on_cluster(compute_explanation, jobs, (data, device), address, device)
     else:
-        results = ((i, _compute(*job, data, device)) for i, job in enumerate(jobs))
+        results = ((i, compute_explanation(*job, data, device)) for i, job in enumerate(jobs))
     for count, (job, result) in enumerate(results, start=1):
         i = missing[job]
         found[i] = result
@@ -149,7 +149,7 @@ def explain_trials(
 
 def _about(run: Path, trial: pd.Series, data: ImageData) -> dict[str, Any]:
     return {
-        "format": 3,
+        "format": EXPLANATION_FORMAT,
         "checkpoint": os.path.relpath(trial["checkpoint"], run),
         "epoch": int(trial["best_epoch"]),
         "test_fingerprint": data.fingerprint(),
@@ -207,6 +207,7 @@ def _summary(
     about: dict[str, Any], logits: NDArray[Any], labels: NDArray[Any], measures: pd.DataFrame
 ) -> dict[str, Any]:
     summary: dict[str, Any] = {
+        "format": about["format"],
         "checkpoint": about["checkpoint"],
         "num_test_images": len(labels),
         "test_accuracy": float((logits.argmax(axis=1) == labels).mean()),
@@ -239,9 +240,17 @@ def _write(
     drafts.rmdir()
 
 
-def _compute(
+def compute_explanation(
     model: ResNet18, about: dict[str, Any], data: ImageData, device: str
 ) -> tuple[dict[str, NDArray[Any]], pd.DataFrame]:
+    """Return what of one network is stored: arrays by name, and measures.
+
+    Args:
+        model: the network.
+        about: its ``settings`` and ``epoch``, as :func:`trainables.checkpoint.load_model` gives them.
+        data: the test images.
+        device: where to compute.
+    """
     where = resolve_device(device)
     model = place(model, where).eval()
     images, labels = to_tensors(data, where)

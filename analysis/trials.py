@@ -68,6 +68,7 @@ DECISION_COLUMNS: dict[str, Any] = {
 _TRIAL_ID = re.compile(r"[\w-]+")
 # Measures of a network's own maps, as columns.
 _MEASURE = re.compile(r"(saliency|gradcam)_[a-z_]+")
+EXPLANATION_FORMAT = 4  # counted up when what is stored, or a definition of it, changes
 _CHECKPOINT = re.compile(r"tune/attempt-\d+/[\w-]+/checkpoint_\d+")
 
 
@@ -254,10 +255,12 @@ def _trial_table(run: Path) -> pd.DataFrame:
 
 
 def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, float]:
-    """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best."""
+    """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best, or outdated."""
     summary = _read_json(run / "explanations" / trial_id / "summary.json")
     of = summary.get("checkpoint") if isinstance(summary, dict) else None
     if not isinstance(of, str) or checkpoint is None or run / of != Path(checkpoint):
+        return {}
+    if summary.get("format") != EXPLANATION_FORMAT:
         return {}
     columns = {}
     for name, value in summary.items():

@@ -9,6 +9,7 @@ drawn to results/shapes100.png.
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ import torch
 
 from analysis.claims import decide
 from analysis.compare import bootstrap_interval, mean_interval
-from analysis.explanations import _compute
+from analysis.explanations import compute_explanation
+from analysis.measures import CONTROLS, OWN
 from benchmarks.tables import save, show
 from trainables import TrialSettings, load_data, resolve_device, split_validation, to_input, train
 from trainables.data import DatasetName
 from trainables.resnet import ResNet18
-from trainables.shapes import TEST_SIZE, Variant, draw_shapes
+from trainables.shapes import TEST_SIZE, TRAIN_SIZE, Variant, draw_shapes
 
 Rows = list[dict[str, Any]]
 VARIANTS: dict[Variant, DatasetName] = {"clean": "shapes100", "biased": "shapes100-biased", "scene": "shapes100-scene"}
 SETTINGS = TrialSettings(optimizer="muon", lr=0.01, weight_decay=0.1, width=16, max_epochs=3, augmentation="flip+crop")
-MAPS = ("saliency", "gradcam", "pooled_saliency", "random", "sobel", "gaussian")
+MAPS = (*OWN, *CONTROLS)
 
 
 def calibrate(variant: Variant, seed: int, train_size: int, device: str) -> tuple[dict[str, float], pd.DataFrame]:
@@ -45,7 +47,7 @@ def calibrate(variant: Variant, seed: int, train_size: int, device: str) -> tupl
     assert (labels == test.labels).all()
     network.eval()
     before, after = (_predictions(network, images, device) for images in (test.images, swapped))
-    _, measures = _compute(network, {"settings": settings, "epoch": settings.max_epochs}, test, device)
+    _, measures = compute_explanation(network, {"settings": settings, "epoch": settings.max_epochs}, test, device)
     energy = measures[measures["measure"] == "energy_on_object"].groupby("map", observed=True)["value"].mean()
     shares = {"accuracy": before == test.labels, "kept_under_swap": before == after}
     found = {name: float(share.mean()) for name, share in shares.items()} | energy.to_dict()
@@ -61,7 +63,7 @@ def _predictions(network: ResNet18, images: np.ndarray, device: str) -> np.ndarr
 
 
 def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: Variant) -> Rows:
-    """One row for each kind of map: energy on the object, with intervals over images and over networks."""
+    """One row for each kind of map: energy on the object, with 95 % intervals over images and over networks."""
     masks = load_data(VARIANTS[variant], "test").masks
     assert masks is not None
     of_measure = measures[measures["measure"] == "energy_on_object"]
@@ -78,13 +80,48 @@ def table(found: list[dict[str, float]], measures: pd.DataFrame, variant: Varian
                 "object_area": round(float(masks[images.index].mean()), 4),
                 "map": name,
                 "energy_on_object": round(mean, 4),
-                "over_images": f"{low:.4f}-{high:.4f}",
-                "over_networks": f"{least:.4f}-{most:.4f}",
+                "low": round(low, 4),
+                "high": round(high, 4),
+                "low_of_networks": round(least, 4),
+                "high_of_networks": round(most, 4),
                 "images": len(images),
                 "networks": len(found),
             }
         )
     return rows
+
+
+def verdicts(tables: dict[Variant, Rows]) -> Rows:
+    """Whether the measures measure what they say, each condition with the figures that decide it."""
+    by_map = {variant: {row["map"]: row for row in rows} for variant, rows in tables.items()}
+    found: Rows = []
+
+    def decide_that(condition: str, ours: float, theirs: float) -> None:
+        found.append({"condition": condition, "holds": ours > theirs, "low": ours, "must exceed": theirs})
+
+    for name in OWN:
+        if "clean" in by_map:
+            clean = by_map["clean"]
+            decide_that(f"clean: {name} lies on the object", clean[name]["low"], clean[name]["object_area"])
+            for control in CONTROLS:
+                decide_that(f"clean: {name} beats {control}", clean[name]["low"], clean[control]["high"])
+            if "biased" in by_map:
+                for interval in ("", "_of_networks"):
+                    low, high = clean[name][f"low{interval}"], by_map["biased"][name][f"high{interval}"]
+                    decide_that(f"biased: {name} lies on it less than on clean{interval}".replace("_", " "), low, high)
+        if "scene" in by_map:
+            scene = by_map["scene"][name]
+            decide_that(f"scene: {name} lies off the object", scene["object_area"], scene["high"])
+    if "clean" in by_map:
+        decide_that("clean: predictions survive a swap", min(by_map["clean"][OWN[0]]["kept_under_swap"]), 0.99)
+    return found
+
+
+def time_drawing(variant: Variant) -> dict[str, Any]:
+    """Seconds to draw train and test."""
+    start = time.perf_counter()
+    images = sum(len(draw_shapes(n, split, 0, variant)[0]) for split, n in (("train", TRAIN_SIZE), ("test", TEST_SIZE)))
+    return {"variant": variant, "images": images, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def draw_variants(file: Path) -> None:
@@ -117,8 +154,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     args = parser.parse_args()
-    rows: Rows = []
-    claims: Rows = []
+    file = Path(__file__).with_suffix(".json")
+    draw_variants(Path(__file__).parents[1] / "results" / "shapes100.png")
+    figures: dict[str, Rows] = {"drawing": [time_drawing(variant) for variant in args.variants]}
+    energies: dict[Variant, Rows] = {}
     for variant in args.variants:
         found, tables = [], []
         for seed in range(args.seeds):
@@ -126,13 +165,13 @@ def main() -> None:
             found.append(network)
             tables.append(measures.assign(trial_id=f"seed-{seed}"))
         whole = pd.concat(tables, ignore_index=True)
-        rows += table(found, whole, variant)
-        claims += [{"variant": variant, **row} for row in decide(whole).round(4).to_dict("records")]
-    file = Path(__file__).with_suffix(".json")
-    draw_variants(Path(__file__).parents[1] / "results" / "shapes100.png")
-    for name, part in (("energy_on_object", rows), ("claims", claims)):
-        show(name, part)
-        save(file, name, part)
+        energies[variant] = table(found, whole, variant)
+        figures[f"{variant}: energy on object"] = energies[variant]
+        figures[f"{variant}: claims"] = decide(whole).round(4).to_dict("records")
+    figures["verdicts"] = verdicts(energies)
+    for name, rows in figures.items():
+        show(name, rows)
+        save(file, name, rows)
 
 
 if __name__ == "__main__":

@@ -67,16 +67,18 @@ def _explain(args: argparse.Namespace) -> int:
             skipped += 1
             continue
         pixels = torch.from_numpy(np.array(image))[None].to(resolve_device(args.device))
-        maps = explain(model, to_input(pixels, about["settings"].resolution_at(about["epoch"])), dtype=torch.float32)
+        seen = to_input(pixels, about["settings"].resolution_at(about["epoch"]))
+        maps = explain(model, seen, dtype=torch.float32)
         probabilities = maps.logits[0].softmax(0).cpu().numpy()
         name = next(n for n in (file.stem, *(f"{file.stem}-{i}" for i in range(2, 10_000))) if n not in written)
         written.add(name)
         target = args.output / f"{name}.png"
         if target.exists() and any(file.exists() and target.samefile(file) for file in args.images):
             raise UserError(f"--output {args.output}: {target} is one of the pictures to explain; give another folder")
+        picture = (seen[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
         saliency, cam = maps.saliency[0].cpu().numpy(), maps.cam[0].cpu().numpy()
         try:
-            save_explanation(target, image, saliency, cam, about["class_names"], probabilities)
+            save_explanation(target, picture, saliency, cam, about["class_names"], probabilities)
         except OSError as error:
             raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
         best = int(probabilities.argmax())

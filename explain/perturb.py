@@ -102,10 +102,12 @@ def max_sensitivity(
     """Return the largest relative change of a map under small uniform noise on the image.
 
     max over draws of ||map(x + noise) - map(x)|| / ||map(x)||, the noise of each value in [-radius, radius]: Yeh et
-    al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019, there without the quotient.
+    al., On the (in)fidelity and sensitivity of explanations, NeurIPS 2019, there without the quotient. All images get
+    the same noise, so that what is measured of one does not depend on its batch.
 
     Args:
-        make_maps: gives maps (N, H, W) of images; of the same classes each time, or it measures more than the maps.
+        make_maps: gives maps (N, H, W) of images; of the same classes each time, or it measures more than the maps, and
+            in float32 (``explain(..., dtype=torch.float32)``), or it measures bfloat16's rounding too.
         images: see the module's docstring.
         radius: in units of the pixel values.
         draws: of the noise; maps are made once more often.
@@ -119,7 +121,7 @@ def max_sensitivity(
     length = before.flatten(1).norm(dim=1)
     worst = torch.zeros_like(length)
     for _ in range(draws):
-        noise = (2 * torch.rand(images.shape, generator=generator) - 1).mul_(radius).to(images)
+        noise = (2 * torch.rand(images.shape[1:], generator=generator) - 1).mul_(radius).to(images)
         worst = torch.maximum(worst, (make_maps(images + noise) - before).flatten(1).norm(dim=1) / length)
     return worst
 
@@ -133,7 +135,7 @@ def randomisation_check(model: nn.Module, make_maps: Callable[[nn.Module], Tenso
     The new parameters are those that torch gives such layers by itself; batch norm forgets its statistics too.
 
     Args:
-        model: its direct children are the parts; it is copied, not changed.
+        model: its direct children are the parts, defined in the order of the forward pass; it is copied, not changed.
         make_maps: gives maps (N, H, W) of one and the same images by a network.
         seed: of the new parameters.
 

@@ -107,7 +107,7 @@ def test_calibration_is_of_networks_in_eval_mode(monkeypatch):
         parts = {"map": "saliency", "measure": "energy_on_object", "image": [0, 1], "value": [0.25, 0.75]}
         return {}, pd.DataFrame(parts)
 
-    monkeypatch.setattr(calibration, "_compute", compute)
+    monkeypatch.setattr(calibration, "compute_explanation", compute)
     found, measures = calibration.calibrate("biased", 0, 400, "cpu")
     assert seen == [(False, 1, 200)]
     assert found["saliency"] == 0.5
@@ -116,5 +116,30 @@ def test_calibration_is_of_networks_in_eval_mode(monkeypatch):
     monkeypatch.setattr(calibration, "MAPS", ("saliency",))
     (only,) = calibration.table([found, found], measures, "biased")
     assert only["energy_on_object"] == 0.5
-    assert only["over_networks"] == "0.5000-0.5000"
+    assert (only["low_of_networks"], only["high_of_networks"]) == (0.5, 0.5)
     assert (only["images"], only["networks"]) == (2, 2)
+
+
+def test_calibration_decides_by_the_ends_of_intervals():
+    def rows(saliency: tuple[float, float], kept: float = 0.995) -> list[dict[str, object]]:
+        intervals = {"saliency": saliency, "gradcam": (0.5, 0.6)}
+        return [
+            {"map": name, "low": low, "high": high, "low_of_networks": low - 0.1, "high_of_networks": high + 0.1}
+            | {"object_area": 0.11, "kept_under_swap": [0.999, kept]}
+            for name in ("saliency", "gradcam", "pooled_saliency", "random", "sobel", "gaussian")
+            for low, high in [intervals.get(name, (0.18, 0.2))]
+        ]
+
+    def failing(**tables: list[dict[str, object]]) -> list[str]:
+        return [row["condition"] for row in calibration.verdicts(tables) if not row["holds"]]
+
+    assert failing(clean=rows((0.3, 0.4))) == []
+    assert failing(clean=rows((0.3, 0.4), kept=0.985)) == ["clean: predictions survive a swap"]
+    assert failing(clean=rows((0.19, 0.4))) == [
+        f"clean: saliency beats {name}" for name in ("pooled_saliency", "random", "sobel", "gaussian")
+    ]
+    both = failing(clean=rows((0.3, 0.4)), biased=rows((0.1, 0.25)))
+    assert [text for text in both if "saliency" in text] == [
+        "biased: saliency lies on it less than on clean of networks"
+    ]
+    assert failing(scene=rows((0.05, 0.1))) == ["scene: gradcam lies off the object"]

@@ -87,11 +87,16 @@ def test_measures_of_a_run_are_columns_of_its_trials(run: Path) -> None:
         assert 0 <= explained[f"{name}_grid_pointing"] <= 1
     # Of another checkpoint than the best epoch's, they are not the trial's any more.
     file = run / "explanations" / row["trial_id"] / "summary.json"
-    file.write_text(
-        json.dumps({**json.loads(file.read_text()), "checkpoint": "tune/attempt-1/other/checkpoint_000001"})
-    )
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps({**summary, "checkpoint": "tune/attempt-1/other/checkpoint_000001"}))
     assert "test_accuracy" not in load_trials(run)
     assert load_measures(run).empty
+    # Nor what an older version of the measures left.
+    file.write_text(json.dumps({**summary, "format": summary["format"] - 1}))
+    assert "test_accuracy" not in load_trials(run)
+    assert load_measures(run).empty
+    file.write_text(json.dumps(summary))
+    assert "test_accuracy" in load_trials(run)
 
 
 @pytest.mark.usefixtures("ray_session")

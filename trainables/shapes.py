@@ -5,8 +5,9 @@ distractor blob and which of 20 kinds of background it stands before are chance 
 the variant ``clean``. In ``biased`` the background is that of the object's superclass in train, and any in test, where
 its images are those of ``clean``; in ``scene`` the background is the class, and the object is chance. So it is known
 where the evidence lies that a network can use; the idea is that of BAM (Yang & Kim, 2019). Backgrounds have edges
-almost as strong as the objects', which lie aside as often as in the middle: edges and the middle tell little of where
-the object is.
+almost as strong as the objects', and these lie rather aside, so that edges and the middle of the image tell less of
+where the object is than the evidence does: per area there is 1.5 times as much of the Sobel gradient on it, and 1.8
+times as much of a bell in the middle.
 
 Only additions, products, quotients, square roots and comparisons are applied to pixels, and the angles are rounded to
 1/4096, so that every machine draws the same images.
