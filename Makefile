@@ -9,7 +9,7 @@ RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m study run --preset demo --name $(RUN)
-	$(VENV)/bin/python -m analysis report runs/$(RUN)
+	$(VENV)/bin/python -m analysis report runs/$(RUN) --top 3
 
 test: $(VENV)/ready-dev
 	$(VENV)/bin/python -m pytest

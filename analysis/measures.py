@@ -23,7 +23,7 @@ CONTROLS = ("pooled_saliency", "random", "sobel", "gaussian")
 DTYPES = {"map": "category", "measure": "category", "image": "int64", "value": "float32"}
 NUM_ASKED = 100  # images for which the network is asked again and again
 NUM_GRIDS = 100
-STEPS = 16  # of deletion and insertion
+STEPS = 8  # of deletion and insertion
 SHAPE: dict[str, Callable[[Tensor], Tensor]] = {
     "gini": measures.gini,
     "entropy": measures.entropy,
