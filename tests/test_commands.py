@@ -121,7 +121,7 @@ def test_all_trials_are_explained_when_asked_and_their_measures_are_tables(workp
 
 
 def test_trials_on_the_command_line_are_those_of_python(workplace: Path, ray_directory: str) -> None:
-    query = "optimizer == 'sgd' and lr <= 0.01"
+    query = "optimizer == 'muon' and lr < 0.005"
     shown = _command(ray_directory, workplace, "analysis", "trials", "runs/small", "--query", query, "--format", "csv")
     assert shown.returncode == 0
     expected = load_trials(workplace / "runs/small").query(query)
