@@ -226,7 +226,7 @@ BAD = [
     (["seed=-1"], ["seed", "-1", "greater than or equal to 0"]),
     (["seed=2147483648"], ["seed", "less than 2147483648"]),
     (["grace_period=0"], ["grace_period", "0", "greater than or equal to 1"]),
-    (["grace_period=7"], ["grace_period (7)", "max_epochs (6)"]),
+    (["grace_period=7"], ["grace_period (7)", "max_epochs (5)"]),
     (["reduction_factor=1"], ["reduction_factor", "1", "greater than 1"]),
     (["cpus_per_trial=0"], ["cpus_per_trial", "0", "greater than or equal to 1"]),
     (["gpus_per_trial=-1"], ["gpus_per_trial", "-1", "greater than or equal to 0"]),
@@ -256,7 +256,7 @@ BAD = [
     (["fixed.batch_size=1.5"], ["fixed.batch_size", "1.5", "valid integer"]),
     (["fixed.normalize=1"], ["fixed.normalize", "1", "valid boolean"]),
     (["fixed.precision=fp61"], ["fixed.precision", "'fp61'", "'auto', 'bf16', 'fp16' or 'fp32'"]),
-    (["fixed.warmup_epochs=7"], ["warmup_epochs (7)", "max_epochs (6)"]),
+    (["fixed.warmup_epochs=7"], ["warmup_epochs (7)", "max_epochs (5)"]),
     # The space
     (["space.lr=[-1]"], ["space.lr", "-1", "greater than 0"]),
     (["space.augmentation=[none,flop]"], ["space.augmentation", "'flop'", "did you mean flip?"]),
