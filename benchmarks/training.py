@@ -1,7 +1,7 @@
 """How fast a trial trains, against the way most scripts train.
 
 python -m benchmarks.training --data-dir DIR                     all figures that this machine can give
-python -m benchmarks.training --data-dir DIR --only throughput   one of: throughput, overhead, accuracy, packing
+python -m benchmarks.training --data-dir DIR --only throughput   one of: throughput, overhead, setups, accuracy, packing
 
 Prints tables and merges them into benchmarks/training.cpu.json or benchmarks/training.cuda.json. Accuracies are of the
 10,000 test images, which are looked at once a run, at its end, without test-time augmentation. The clock of a run is
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.tables import save, show
@@ -38,7 +39,8 @@ from trainables import (
     to_tensors,
     train,
 )
-from trainables.train import _make_step, _train_epoch, new_state, to_input
+from trainables.setups import FORWARDS
+from trainables.train import Step, TrainingState, _make_step, _train_epoch, new_state, to_input
 
 Rows = list[dict[str, Any]]
 
@@ -181,6 +183,7 @@ def _overhead_at(
     settings = TrialSettings(max_epochs=1000, resolution=resolution)
     state = new_state(settings, data, target)
     (images, labels), val = to_tensors(data, target), to_tensors(val_data, target)
+    known = images[: len(val_data)], labels[: len(val_data)]
     watch, step, optimize = Stopwatch(), _make_step(state, target), state.scaler.step
     first = to_input(images[: settings.batch_size], int(resolution)), labels[: settings.batch_size]
 
@@ -194,26 +197,76 @@ def _overhead_at(
     timed_step = step
     if target.type == "cpu":
         timed_step, state.scaler.step = watch.around(step), watch.around(optimize)
-    shares, validation, saving = [], [], []
+    shares, evaluation, saving = [], [], []
+
+    def evaluate_both() -> None:
+        for some in (val, known):
+            evaluate(state.network, *some, "auto", int(resolution))
+
     for i in range(rounds + 1):
         watch.seconds = 0.0
         whole = _seconds(partial(_train_epoch, state, images, labels, timed_step), target)
         inside = watch.seconds if target.type == "cpu" else _seconds(one_batch_over_and_over, target)
-        validated = _seconds(partial(evaluate, state.network, *val, "auto", int(resolution)), target)
+        evaluated = _seconds(evaluate_both, target)
         with TemporaryDirectory() as folder:
             saved = _seconds(partial(save_checkpoint, folder, state), target)
         state.epoch += 1
         if i:
             shares.append(1 - inside / whole)
-            validation.append(validated / whole)
+            evaluation.append(evaluated / whole)
             saving.append(saved)
     return {
         "resolution": resolution,
         "share_outside": round(statistics.median(shares), 4),
-        "validation_of_a_tenth_per_epoch": round(statistics.median(validation), 4),
+        "evaluation_of_two_tenths": round(statistics.median(evaluation), 4),
         "checkpoint_seconds": round(statistics.median(saving), 3),
         "n": rounds,
     }
+
+
+def setups(data: ImageData, device: str, rounds: int) -> Rows:
+    """What a step of each setup costs, as forward passes are counted and as measured against plain training, in turns.
+
+    Args:
+        data: images to take a batch of.
+        device: where to.
+        rounds: how often each is measured, after once for caches and captures.
+    """
+    target = resolve_device(device)
+    images, labels = to_tensors(data.subset(stratified_subset(data.labels, 128, seed=0)), target)
+    steps = {}
+    for setup in FORWARDS:
+        state = new_state(TrialSettings(setup=setup), data, target)
+        steps[setup] = partial(_one_step, state, _make_step(state, target), to_input(images), labels)
+    seconds: dict[str, list[float]] = {setup: [] for setup in steps}
+    for i in range(rounds + 1):
+        for setup, step in steps.items():
+            taken = _seconds(step, target)
+            if i:
+                seconds[setup].append(taken)
+    rows = []
+    for setup, own in seconds.items():
+        ratios = [ours / plain for ours, plain in zip(own, seconds["plain"], strict=True)]
+        rows.append(
+            {
+                "setup": setup,
+                "forwards": FORWARDS[setup],
+                "expected": round(FORWARDS[setup] / FORWARDS["plain"], 2),
+                "ratio": round(statistics.median(ratios), 2),
+                "ratio_range": f"{min(ratios):.2f}-{max(ratios):.2f}",
+                "milliseconds": round(1000 * statistics.median(own)),
+                "n": rounds,
+            }
+        )
+    return rows
+
+
+def _one_step(state: TrainingState, step: Step, x: Tensor, y: Tensor) -> None:
+    state.model.train()
+    state.optimizer.zero_grad()
+    step(x, y)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -322,7 +375,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of CIFAR-100")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", choices=["throughput", "overhead", "packing", "accuracy"])
+    parser.add_argument("--only", choices=["throughput", "overhead", "setups", "packing", "accuracy"])
     parser.add_argument("--recipe", choices=list(RECIPES), help="of accuracy: only this one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
@@ -334,6 +387,7 @@ def main() -> None:
     figures: dict[str, Callable[[], Rows]] = {
         "throughput": lambda: throughput(data, args.device, args.rounds),
         "overhead": lambda: overhead(data, args.device, args.rounds),
+        "setups": lambda: setups(data, args.device, args.rounds),
         "packing": lambda: packing(data, args.rounds) if kind == "cuda" else [],
         "accuracy": lambda: accuracy(args.data_dir, args.device, args.seeds, recipes, file),
     }

@@ -1,6 +1,7 @@
 """The settings of a study: presets in YAML, overrides from the command line, and errors that say how to mend them."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,11 @@ class StudySettings(BaseModel):
     )
     num_trials: int | None = Field(None, ge=1, description="trials; by default all of the grid")
     max_epochs: int = Field(30, ge=1, le=100_000, description="epochs of a trial that is not stopped early")
+    equal_compute: bool = Field(
+        False,
+        description="train each setup that costs more than plain a second time, for as many epochs as cost what "
+        "max_epochs of plain cost",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="decides the split, the order of trials, and each trial's seed")
 
     # Early stopping (ASHA: Li et al., MLSys 2020)
@@ -124,11 +130,18 @@ class StudySettings(BaseModel):
         size = self.space_size()
         if self.search != "optuna" and size is not None and self.num_trials is not None and self.num_trials > size:
             raise ValueError(f"num_trials is {self.num_trials}, but the space has {size} combinations")
+        if self.equal_compute and (self.search == "optuna" or self.early_stopping != "none"):
+            raise ValueError("equal_compute needs search grid or random, and early_stopping: none")
         # Values that are fine alone may contradict each other, or a default.
-        try:
-            TrialSettings(**{**self.fixed, "max_epochs": self.max_epochs})  # type: ignore[arg-type]
-        except ValidationError as error:
-            raise ValueError(f"fixed: {_reason(error.errors()[0])}") from error
+        entangled = {name: values for name, values in self.space.items() if name in ("setup", "augmentation", "cutout")}
+        options = [values if isinstance(values, list) else [int(values.max)] for values in entangled.values()]
+        for combination in itertools.product(*options):
+            try:
+                chosen = dict(zip(entangled, combination, strict=True))
+                TrialSettings(**{**self.fixed, **chosen, "max_epochs": self.max_epochs})  # type: ignore[arg-type]
+            except ValidationError as error:
+                where = "space and fixed" if chosen else "fixed"
+                raise ValueError(f"{where}: {_reason(error.errors()[0])}") from error
         return self
 
     def space_size(self) -> int | None:

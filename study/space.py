@@ -9,6 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from study.settings import Range, SettingsError, StudySettings
 from trainables.settings import TrialSettings
+from trainables.setups import epochs_of_equal_compute
 
 
 def fixed_settings(settings: StudySettings) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def fixed_settings(settings: StudySettings) -> dict[str, Any]:
 
 
 def list_trials(settings: StudySettings) -> list[TrialSettings]:
-    """Return the trials of a grid or random search, without repetition, in a seeded order.
+    """Return the trials of a grid or random search, without repetition, in a seeded order; then, for equal compute,
+    those of setups that cost more than plain training again, with fewer epochs.
 
     The order matters: ASHA compares a trial with those that came before it, so a grid in its own order would favour
     its last values.
@@ -32,7 +34,7 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
         names, values = list(settings.space), list(settings.space.values())
         grid = [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]
         chosen = [grid[i] for i in rng.permutation(len(grid))[: settings.num_trials]]
-        return [TrialSettings(**{**fixed, **trial}) for trial in chosen]
+        return _with_equal_compute(settings, [TrialSettings(**{**fixed, **trial}) for trial in chosen])
     trials: dict[str, TrialSettings] = {}
     for _ in range(100 * (settings.num_trials or 0)):  # ends also where whole numbers allow fewer trials than asked
         if len(trials) == settings.num_trials:
@@ -42,7 +44,18 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
         trials[trial.key()] = trial
     if len(trials) < (settings.num_trials or 0):
         raise SettingsError(f"num_trials is {settings.num_trials}, but the space has {len(trials)} combinations")
-    return list(trials.values())
+    return _with_equal_compute(settings, list(trials.values()))
+
+
+def _with_equal_compute(settings: StudySettings, trials: list[TrialSettings]) -> list[TrialSettings]:
+    if not settings.equal_compute:
+        return trials
+    shorter = [
+        trial.model_copy(update={"max_epochs": max(epochs, len(trial.resolutions), math.ceil(trial.warmup_epochs))})
+        for trial in trials
+        if (epochs := epochs_of_equal_compute(trial.setup, trial.max_epochs)) < trial.max_epochs
+    ]
+    return trials + shorter
 
 
 def _draw(name: str, values: list[Any] | Range, rng: np.random.Generator) -> Any:

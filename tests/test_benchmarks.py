@@ -11,6 +11,7 @@ import torch
 from benchmarks import calibration, recipes, tables, training
 from benchmarks import explain as explaining
 from trainables import ImageData, ResNet18, TrialSettings, load_data
+from trainables.setups import FORWARDS
 
 
 def row(variant: str, seed: int, accuracy: float) -> dict[str, object]:
@@ -79,7 +80,10 @@ def test_our_epochs_and_the_overhead_are_measured(monkeypatch):
     monkeypatch.setattr(training, "TrialSettings", lambda **changes: small.model_copy(update=changes))
     measured = training._overhead_at("16", data, data.subset(np.arange(20)), torch.device("cpu"), 2)
     assert 0 < measured["share_outside"] < 1
-    assert measured["validation_of_a_tenth_per_epoch"] > 0
+    assert measured["evaluation_of_two_tenths"] > 0
+    steps = training.setups(data, "cpu", 1)
+    assert [row["setup"] for row in steps] == list(FORWARDS)
+    assert (steps[0]["ratio"], steps[0]["expected"], steps[2]["expected"]) == (1.0, 1.0, 2.67)
     assert measured["n"] == 2
 
 

@@ -55,6 +55,7 @@ REFUSED = {
     "dropout": [-0.1, 1],
     "width": [0, 1025],
     "precision": ["fp8"],
+    "setup": ["cam", None],
     "seed": [-1, 2**31],
     "learning_rate": [0.1],
 }
@@ -88,27 +89,62 @@ def test_key_is_stable_and_the_same_for_the_same_settings():
     assert TrialSettings(width=8, lr=0.1).key() == TrialSettings(lr=0.1, width=8).key()
     assert re.fullmatch("[0-9a-f]{10}", TrialSettings().key())
     # Runs are found again by their keys: whoever changes this makes every earlier run unresumable.
-    assert TrialSettings().key() == "c48ec65c9f"
+    assert TrialSettings().key() == "06d40e6a42"
 
 
 def test_key_differs_with_every_setting():
     other = {"optimizer": "adam", "lr": 0.2, "weight_decay": 0.0, "batch_size": 64, "max_epochs": 11, "dropout": 0.5}
     other |= {"schedule": "cosine", "warmup_epochs": 1.0, "augmentation": "none", "normalize": False, "width": 32}
     other |= {"precision": "fp32", "seed": 1, "resolution": "16,32", "ema_decay": 0.9, "label_smoothing": 0.1}
-    other |= {"cutout": 8}
+    other |= {"cutout": 8, "setup": "gradcam"}
     assert set(other) == set(TrialSettings.model_fields)
     keys = {TrialSettings(**{name: value}).key() for name, value in other.items()} | {TrialSettings().key()}
     assert len(keys) == len(other) + 1
+
+
+@pytest.mark.parametrize("setup", ["plain", "saliency", "saliency_control", "gradcam", "gradcam_control"])
+def test_setups_other_than_augmentation_are_without_it_unless_told(setup):
+    assert TrialSettings(setup=setup).augmentation == "none"
+    assert TrialSettings(setup=setup) == TrialSettings(setup=setup, augmentation="none")
+    if setup != "plain":
+        assert TrialSettings(setup=setup, augmentation="flip", cutout=4).augmentation == "flip"
+
+
+def test_setup_augmentation_is_the_default_and_augments():
+    assert TrialSettings() == TrialSettings(setup="augmentation") == TrialSettings(augmentation="flip+crop")
+    assert TrialSettings(augmentation="none").setup == "augmentation"
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"augmentation": "flip"}, "augmentation flip"),
+        ({"augmentation": "flip+crop"}, "augmentation flip[+]crop"),
+        ({"cutout": 8}, "cutout 8"),
+        ({"augmentation": "crop", "cutout": 8}, "cutout 8"),
+    ],
+)
+def test_plain_with_augmentation_is_refused(given, what):
+    message = f"setup plain is without augmentation, but {what} was given: take setup augmentation"
+    with pytest.raises(ValidationError, match=message):
+        TrialSettings(setup="plain", **given)
+
+
+def test_settings_with_a_setup_are_read_again_as_they_were_written():
+    for setup in ("plain", "gradcam", "augmentation"):
+        settings = TrialSettings(setup=setup)
+        assert TrialSettings(**settings.model_dump()) == settings
 
 
 # ---- Presets and overrides
 
 
 def test_all_presets_load_and_list_their_trials():
-    assert preset_names() == ["cifar100", "demo"]
+    assert preset_names() == ["cifar100", "demo", "setups"]
     for name in preset_names():
         settings = load_settings(name)
-        assert len(list_trials(settings)) == settings.space_size() > 1
+        again = 20 if name == "setups" else 0  # for equal compute
+        assert len(list_trials(settings)) == settings.space_size() + again > 1
         assert load_settings(str(PRESETS / f"{name}.yaml")) == settings
 
 
@@ -380,7 +416,7 @@ def test_unknown_preset_is_refused_with_the_nearest_name(tmp_path):
     for preset in ("zzz", "", str(tmp_path / "nowhere.yaml")):
         message = refused(preset)
         assert f"no preset {preset!r}" in message
-        assert "known are cifar100, demo" in message
+        assert "known are cifar100, demo, setups" in message
         assert ".yaml file" in message
 
 
@@ -423,6 +459,43 @@ def test_study_settings_are_frozen(name):
         setattr(settings, name, 3)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "where", "what"),
+    [
+        (["fixed={setup: plain, augmentation: flip}", "space={lr: [0.1]}"], "fixed", "augmentation flip"),
+        (["fixed={setup: plain, cutout: 8}", "space={}"], "fixed", "cutout 8"),
+        (["fixed={setup: plain}", "space={augmentation: [none, flip]}"], "space and fixed", "augmentation flip"),
+        (["fixed={cutout: 4}", "space={setup: [gradcam, plain]}"], "space and fixed", "cutout 4"),
+        (["fixed={}", "space={setup: [gradcam, plain], cutout: [0, 8]}"], "space and fixed", "cutout 8"),
+        (["fixed={setup: plain}", "space={cutout: {min: 0, max: 6}}", *RANDOM], "space and fixed", "cutout 6"),
+    ],
+)
+def test_plain_and_augmentation_contradict_each_other_across_space_and_fixed(overrides, where, what):
+    wanted = f"setup plain is without augmentation, but {what} was given: take setup augmentation"
+    assert refused("demo", *overrides) == f"command line: {where}: {wanted}"
+
+
+def test_setups_may_vary_beside_what_does_not_contradict_them():
+    demo = ["fixed={augmentation: none}", "space={setup: [plain, augmentation, gradcam]}"]
+    assert {trial.augmentation for trial in list_trials(load_settings("demo", demo))} == {"none"}
+    trials = list_trials(load_settings("demo", ["fixed={}", "space={setup: [plain, augmentation, saliency]}"]))
+    assert {trial.setup: trial.augmentation for trial in trials} == {
+        "plain": "none",
+        "augmentation": "flip+crop",
+        "saliency": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["search=optuna", "num_trials=3", "early_stopping=none"], ["early_stopping=asha"]],
+    ids=["optuna", "asha"],
+)
+def test_equal_compute_needs_a_list_of_trials_that_run_to_their_end(overrides):
+    message = refused("demo", "equal_compute=true", *overrides)
+    assert message == "command line: equal_compute needs search grid or random, and early_stopping: none"
+
+
 # ---- The list of trials
 
 SPACE = {"optimizer": ["sgd", "adam"], "lr": [0.1, 0.01, 0.001], "width": [4, 8]}
@@ -445,6 +518,54 @@ def test_seed_may_be_fixed_or_varied_by_itself():
     assert fixed_settings(StudySettings(seed=3, fixed={"seed": 5}))["seed"] == 5
     trials = list_trials(StudySettings(seed=3, space={"seed": [0, 1, 2]}))
     assert sorted(trial.seed for trial in trials) == [0, 1, 2]
+
+
+EQUAL = {"equal_compute": True, "early_stopping": "none", "max_epochs": 16}
+
+
+@pytest.mark.parametrize("search", [{"search": "grid"}, {"search": "random", "num_trials": 4}])
+def test_equal_compute_lists_costly_setups_again_with_the_epochs_worked_out_by_hand(search):
+    space = {"setup": ["plain", "augmentation", "saliency", "gradcam"]}
+    trials = list_trials(StudySettings(space=space, seed=5, **search, **EQUAL))
+    alone = list_trials(StudySettings(space=space, seed=5, **search, early_stopping="none", max_epochs=16))
+    assert trials[:4] == alone
+    epochs = {"saliency": 6, "gradcam": 8}
+    costly = [trial for trial in alone if trial.setup in epochs]
+    assert trials[4:] == [TrialSettings(**{**t.model_dump(), "max_epochs": epochs[t.setup]}) for t in costly]
+    assert len(trials) == len({trial.key() for trial in trials}) == 6
+
+
+def test_shorter_trials_keep_an_epoch_for_each_size_and_for_the_warmup():
+    def epochs(**fixed: object) -> list[int]:
+        trials = list_trials(StudySettings(fixed={"setup": "saliency", **fixed}, **EQUAL))
+        assert [TrialSettings(**trial.model_dump()) for trial in trials] == trials  # still valid
+        return [trial.max_epochs for trial in trials]
+
+    assert epochs() == [16, 6]
+    assert epochs(resolution="12,14,16,18,20,22,24,26") == [16, 8]
+    assert epochs(warmup_epochs=6.5) == [16, 7]
+
+
+def test_setups_that_cost_what_plain_costs_are_not_listed_again():
+    trials = list_trials(StudySettings(space={"setup": ["plain", "augmentation"]}, **EQUAL))
+    assert [trial.max_epochs for trial in trials] == [16, 16]
+    one = StudySettings(fixed={"setup": "gradcam"}, **{**EQUAL, "max_epochs": 1})
+    assert len(list_trials(one)) == 1  # less than an epoch there is not
+
+
+def test_preset_of_setups_lists_six_setups_of_five_seeds_and_four_of_them_again():
+    trials = list_trials(load_settings("setups"))
+    counts = {(t.setup, t.max_epochs): 0 for t in trials}
+    for trial in trials:
+        counts[trial.setup, trial.max_epochs] += 1
+    whole = dict.fromkeys(((setup, 16) for setup in TrialSettings.model_fields["setup"].annotation.__args__), 5)
+    shorter = {("saliency", 6): 5, ("saliency_control", 8): 5, ("gradcam", 8): 5, ("gradcam_control", 8): 5}
+    assert counts == whole | shorter
+    assert len({trial.key() for trial in trials}) == len(trials) == 50
+    assert {(trial.setup == "augmentation", trial.augmentation) for trial in trials} == {
+        (True, "flip+crop"),
+        (False, "none"),
+    }
 
 
 def test_empty_space_is_one_trial():

@@ -31,6 +31,7 @@ from trainables import (
     to_tensors,
     train,
 )
+from trainables.data import stratified_subset
 from trainables.device import memory_for
 from trainables.optim import lr_at
 from trainables.settings import MIN_RESOLUTION
@@ -158,7 +159,6 @@ def test_first_step_is_that_of_plain_pytorch():
     loss.backward()
     ((metrics, trained),) = train(settings, TRAIN, VAL, device="cpu", state=state)
     assert metrics.train_loss == pytest.approx(loss.item(), rel=1e-4)
-    assert metrics.train_accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     for before, after in zip(model.parameters(), trained.model.parameters(), strict=True):
         gradient = before.grad + (settings.weight_decay * before if before.ndim >= 2 else 0)
         # Nesterov's first step from rest: the velocity is the gradient, and it is looked ahead along once more.
@@ -373,7 +373,7 @@ def test_each_epoch_trains_and_validates_at_its_resolution():
     for metrics, reached in train(settings, TRAIN, VAL, device="cpu", state=state):
         size = 12 if metrics.epoch <= 3 else 16
         batches = [(True, n, 3, size, size) for n in (16, 16, 16, 8)]
-        assert shown == [*batches, (False, 24, 3, size, size)]
+        assert shown == [*batches, *2 * [(False, 24, 3, size, size)]]  # validation, then as many training images
         val = evaluate(reached.network, *to_tensors(VAL, CPU), "fp32", size)
         assert (metrics.val_loss, metrics.val_accuracy) == val
         shown.clear()
@@ -386,7 +386,7 @@ def test_last_batch_of_one_image_is_trained_at_the_smallest_resolution():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_loss_and_accuracy_of_a_batch_are_those_worked_out_by_hand(smoothing):
+def test_loss_of_a_batch_is_the_one_worked_out_by_hand(smoothing):
     settings = TrialSettings(
         **{**TINY, "batch_size": 56, "max_epochs": 1}, augmentation="none", label_smoothing=smoothing
     )
@@ -402,7 +402,6 @@ def test_loss_and_accuracy_of_a_batch_are_those_worked_out_by_hand(smoothing):
     logits = model(seen[0]).detach().double().numpy()
     losses = np.log(np.exp(logits).sum(1)) - (targets * logits).sum(1)
     assert metrics.train_loss == pytest.approx(losses.mean(), rel=1e-5)
-    assert metrics.train_accuracy == pytest.approx((logits.argmax(1) == labels).mean())
 
 
 def test_validation_knows_neither_smoothing_nor_augmentation():
@@ -412,6 +411,34 @@ def test_validation_knows_neither_smoothing_nor_augmentation():
         logits = state.model.eval()(torch.tensor(VAL.images).permute(0, 3, 1, 2) / 255)
     loss = nn.functional.cross_entropy(logits, torch.tensor(VAL.labels))
     assert metrics.val_loss == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_training_accuracy_is_of_unchanged_images_in_eval_mode_after_the_epoch():
+    settings = TrialSettings(**{**TINY, "max_epochs": 3}, ema_decay=0.5, label_smoothing=0.3, cutout=32, dropout=0.9)
+    known = TRAIN.subset(stratified_subset(TRAIN.labels, len(VAL), seed=0))
+    assert len(known) == 24
+    for metrics, state in train(settings, TRAIN, VAL, device="cpu"):
+        assert metrics.train_accuracy == evaluate(state.network, *to_tensors(known, CPU), "fp32")[1]
+
+
+def test_training_accuracy_is_of_as_many_images_as_are_validated_and_of_each_class(monkeypatch):
+    shown, real = [], evaluate
+
+    def recorded(model: nn.Module, images: Tensor, labels: Tensor, *how: object) -> tuple[float, float]:
+        shown.append((images.numpy().copy(), labels.tolist()))
+        return real(model, images, labels, *how)
+
+    monkeypatch.setattr(MODULE, "evaluate", recorded)
+    settings = TrialSettings(**{**TINY, "max_epochs": 2})
+    of_training = {image.tobytes() for image in TRAIN.images}
+    for val, expected in ((VAL, 24), (VAL.subset(np.array([0, 1])), 2), (two_classes(80, seed=1), 56)):
+        shown.clear()
+        list(train(settings, TRAIN, val, device="cpu"))
+        assert [len(labels) for _, labels in shown] == [len(val), expected] * 2
+        (images, labels), again = shown[1], shown[3]
+        assert {image.tobytes() for image in images} <= of_training
+        assert labels.count(0) == labels.count(1) == expected // 2
+        assert np.array_equal(images, again[0])  # always the same ones
 
 
 # ---- Averaged weights
@@ -447,8 +474,7 @@ def test_averaging_leaves_the_training_as_it_is():
     plain, weights = run(settings)
     averaged, same_weights = run(settings.model_copy(update={"ema_decay": 0.9}))
     assert same(weights, same_weights)
-    for name in ("train_loss", "train_accuracy"):
-        assert [m[name] for m in plain] == [m[name] for m in averaged]
+    assert [m["train_loss"] for m in plain] == [m["train_loss"] for m in averaged]
     assert [m["val_loss"] for m in plain] != [m["val_loss"] for m in averaged]
 
 
@@ -525,6 +551,7 @@ def test_diverged_trial_says_so_once_and_ends(width):
     last = metrics[-1]
     assert math.isnan(last.val_loss)
     assert math.isnan(last.val_accuracy)
+    assert math.isnan(last.train_accuracy)
     assert math.isfinite(last.epoch_seconds)
     assert last.lr == 100
 
@@ -554,6 +581,7 @@ def test_loss_that_is_not_finite_ends_the_trial_in_the_same_step(value):
     assert metrics.images_per_second * metrics.epoch_seconds == pytest.approx(3 * 16, rel=0.2)  # not of all 64
     assert math.isnan(metrics.val_loss)
     assert math.isnan(metrics.val_accuracy)
+    assert math.isnan(metrics.train_accuracy)
 
 
 def test_validation_that_is_not_finite_ends_the_trial():
@@ -565,6 +593,7 @@ def test_validation_that_is_not_finite_ends_the_trial():
     assert math.isfinite(metrics.train_loss)
     assert math.isnan(metrics.val_loss)
     assert math.isnan(metrics.val_accuracy)
+    assert math.isnan(metrics.train_accuracy)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -677,6 +706,13 @@ TRIALS = {
     },
     "fp16, average": {"precision": "fp16", "ema_decay": 0.9},
     "fp16, muon": {"precision": "fp16", "optimizer": "muon"},
+    "saliency, dropout": {"setup": "saliency", "dropout": 0.3},
+    "random mask, growing": {"setup": "saliency_control", "resolution": "12,16"},
+    "gradcam, augmented, average": {"setup": "gradcam", "augmentation": "flip+crop", "ema_decay": 0.9},
+    "gradcam, bf16": {"setup": "gradcam", "precision": "bf16"},
+    "saliency, fp16": {"setup": "saliency", "precision": "fp16"},
+    "maps not compared": {"setup": "gradcam_control"},
+    "plain": {"setup": "plain"},
 }
 FEW, FEWER = two_classes(12), two_classes(4, seed=1)  # of two batches of 8, the last holds 4
 

@@ -15,7 +15,7 @@ class _Capture:
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, Tensor]
-    outputs: tuple[Tensor, Tensor]
+    loss: Tensor
     gradients: list[Tensor | None]
 
 
@@ -26,19 +26,17 @@ class GraphedStep:
     sizes, such as an epoch's last one, are run as they are.
 
     Args:
-        step: inputs, labels -> loss, correct; leaves gradients in the parameters, which have none before it.
+        step: inputs, labels -> loss; leaves gradients in the parameters, which have none before it.
         model: the network that ``step`` trains.
         batch_size: images of the batches to capture.
     """
 
-    def __init__(
-        self, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], model: nn.Module, batch_size: int
-    ) -> None:
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], model: nn.Module, batch_size: int) -> None:
         self._step, self._model, self._batch_size = step, model, batch_size
         self._captured: _Capture | None = None
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Do as ``step`` does; the results are overwritten by the next call."""
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Do as ``step`` does; the result is overwritten by the next call."""
         if len(y) != self._batch_size:
             return self._step(x, y)
         captured = self._captured
@@ -51,7 +49,7 @@ class GraphedStep:
         # Replaying writes into the gradients of the capture; the optimizer is to find those.
         for parameter, gradient in zip(self._model.parameters(), captured.gradients, strict=True):
             parameter.grad = gradient
-        return captured.outputs
+        return captured.loss
 
     def _capture(self, x: Tensor, y: Tensor) -> _Capture:
         inputs = x.clone(), y.clone()
@@ -67,11 +65,11 @@ class GraphedStep:
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
-                outputs = self._step(*inputs)
+                loss = self._step(*inputs)
         gradients = [parameter.grad for parameter in self._model.parameters()]
         # The rehearsals must leave no trace: neither in batch norm's running statistics nor in dropout.
         with torch.no_grad():
             for buffer, before in zip(self._model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
         torch.cuda.set_rng_state(random_state, x.device)
-        return _Capture(graph, inputs, outputs, gradients)
+        return _Capture(graph, inputs, loss, gradients)

@@ -98,10 +98,14 @@ class ResNet18(nn.Module):
         out: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes) of images (N, 3, H, W) with pixels in [0, 1]."""
-        pooled = self.dropout(self.features(x).mean(dim=(2, 3)))
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (N, num_classes) of what ``features`` returns."""
+        pooled = self.dropout(features.mean(dim=(2, 3)))
         # Rounded to the 8 bits of bf16, the largest logits would often be equal, and the first class of them would win.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
         return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, num_classes) of images (N, 3, H, W) with pixels in [0, 1]."""
+        return self.classify(self.features(x))

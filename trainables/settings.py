@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Optimizer = Literal["sgd", "adam", "adamw", "muon"]
 Schedule = Literal["wsd", "cosine", "linear", "constant"]
 Augmentation = Literal["none", "flip", "crop", "flip+crop"]
+Setup = Literal["plain", "augmentation", "saliency", "saliency_control", "gradcam", "gradcam_control"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 # Images have 32 pixels a side; the network halves them three times, and is to have more than one position left.
@@ -50,13 +51,22 @@ class TrialSettings(BaseModel):
         description="decay a step of an average of the weights that is validated and kept in their place; 0: none",
     )
 
+    # What is minimized
+    setup: Setup = Field(
+        "augmentation",
+        description="plain: images as they are; augmentation: augmented ones; saliency: Saliency Guided Training; "
+        "gradcam: Visual Attention Consistency; the controls: a random mask, maps that are not compared",
+    )
+
     # Images
     resolution: str = Field(
         "32",
         description="pixels a side; several, as 16,24,32, each for an equal share of the epochs (progressive resizing)",
     )
     augmentation: Augmentation = Field(
-        "flip+crop", description="flip: horizontal, with probability 1/2; crop: random, padding 4"
+        "flip+crop",
+        description="flip: horizontal, with probability 1/2; crop: random, padding 4; not given, it is none for all "
+        "setups but augmentation",
     )
     cutout: int = Field(0, ge=0, le=32, description="side of a square that is blackened, in pixels of 32; 0: none")
     normalize: bool = Field(True, description="standardize channels with the mean and std of the training images")
@@ -74,6 +84,13 @@ class TrialSettings(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="initialization, order of images, augmentation, dropout")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _setup_decides(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("setup", "augmentation") != "augmentation":
+            return {"augmentation": "none", **values}
+        return values
+
     @field_validator("resolution")
     @classmethod
     def _resolution_is_list(cls, value: str) -> str:
@@ -86,7 +103,10 @@ class TrialSettings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _fits_max_epochs(self) -> "TrialSettings":
+    def _consistent(self) -> "TrialSettings":
+        if self.setup == "plain" and (self.augmentation != "none" or self.cutout):
+            given = f"cutout {self.cutout}" if self.cutout else f"augmentation {self.augmentation}"
+            raise ValueError(f"setup plain is without augmentation, but {given} was given: take setup augmentation")
         if self.warmup_epochs > self.max_epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must not exceed max_epochs ({self.max_epochs})")
         if (count := len(self.resolutions)) > self.max_epochs:

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from trainables.augment import augment, draw
 from trainables.cuda_graph import GraphedStep
-from trainables.data import ImageData, stratified_split
+from trainables.data import ImageData, stratified_split, stratified_subset
 from trainables.device import (
     autocast,
     memory_for,
@@ -35,10 +35,11 @@ from trainables.errors import UserError
 from trainables.optim import lr_at, make_optimizer
 from trainables.resnet import ResNet18
 from trainables.settings import Precision, TrialSettings
+from trainables.setups import LOSSES
 
 EVAL_BATCH_SIZE = 500
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class SettingsMismatchError(UserError):
@@ -53,9 +54,10 @@ class EpochMetrics:
         epoch: epochs done, from 1.
         lr: learning rate of the last step.
         train_loss: what was minimized, over the epoch's images as they were trained on: augmented, in train mode,
-            before each step. The cross-entropy, with the label smoothing of the trial. Where it diverged, over the
-            images until then.
-        train_accuracy: likewise.
+            before each step. The cross-entropy, with the label smoothing of the trial, and what its setup adds. Where
+            it diverged, over the images until then.
+        train_accuracy: of as many training images as there are validation images (always the same ones), as they are
+            and in eval mode, after the epoch: what to compare ``val_accuracy`` with. NaN where it diverged.
         val_loss: mean cross-entropy over the validation images, after the epoch, in eval mode. NaN where it diverged.
         val_accuracy: likewise.
         epoch_seconds: wall-clock time of training and validation.
@@ -176,8 +178,8 @@ def train(
 ) -> Iterator[tuple[EpochMetrics, TrainingState]]:
     """Train, yielding after each epoch its metrics and the state.
 
-    Order of images, augmentation and dropout are functions of (seed, epoch), so a run that goes on from a loaded
-    state is the run that was never interrupted. The global random state of torch is set.
+    Order of images, augmentation and whatever else is chance are functions of (seed, epoch), so a run that goes on from
+    a loaded state is the run that was never interrupted. The global random state of torch is set.
 
     Validation is at the resolution of the epoch.
 
@@ -208,18 +210,23 @@ def train(
         state = state or new_state(settings, train_data, target)
         images, labels = to_tensors(train_data, target)
         val_images, val_labels = to_tensors(val_data, target)
+        # Of the images it is trained on, some to see how well it knows them.
+        some = torch.from_numpy(stratified_subset(train_data.labels, _num_to_know(train_data, val_data), seed=0))
+        known = images[some.to(target)], labels[some.to(target)]
         step = _make_step(state, target)
         while state.epoch < settings.max_epochs and not (state.metrics and state.metrics.diverged):
             start = time.perf_counter()
-            train_loss, train_accuracy, lr, seen = _train_epoch(state, images, labels, step)
+            train_loss, lr, seen = _train_epoch(state, images, labels, step)
             train_seconds = time.perf_counter() - start
             diverged = not math.isfinite(train_loss)
-            val_loss, val_accuracy = math.nan, math.nan
+            train_accuracy = val_loss = val_accuracy = math.nan
             if not diverged:
-                resolution = settings.resolution_at(state.epoch + 1)
-                val_loss, val_accuracy = evaluate(state.network, val_images, val_labels, settings.precision, resolution)
+                how = settings.precision, settings.resolution_at(state.epoch + 1)
+                val_loss, val_accuracy = evaluate(state.network, val_images, val_labels, *how)
                 if not math.isfinite(val_loss):
                     diverged, val_accuracy = True, math.nan
+                else:
+                    train_accuracy = evaluate(state.network, *known, *how)[1]
             state.epoch += 1
             state.metrics = EpochMetrics(
                 epoch=state.epoch,
@@ -235,16 +242,21 @@ def train(
             yield state.metrics, state
 
 
+def _num_to_know(train_data: ImageData, val_data: ImageData) -> int:
+    return max(len(np.unique(train_data.labels)), min(len(train_data), len(val_data)))
+
+
 def _make_step(state: TrainingState, device: torch.device) -> Step:
-    """Return forward and backward of a batch: inputs (N, 3, H, W), labels (N,) -> loss (), correct ()."""
+    """Return forward and backward of a batch: inputs (N, 3, H, W), labels (N,) -> loss ()."""
     settings = state.settings
 
-    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    loss_of = LOSSES[settings.setup]
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
         with autocast(device, settings.precision):
-            logits = state.model(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.label_smoothing)
+            loss = loss_of(state.model, x, y, settings.label_smoothing)
         state.scaler.scale(loss).backward()
-        return loss.detach(), (logits.argmax(1) == y).sum()
+        return loss.detach()
 
     return GraphedStep(step, state.model, settings.batch_size) if device.type == "cuda" else step
 
@@ -259,8 +271,8 @@ def _update_average(average: ResNet18, model: ResNet18, decay: float, step: int)
     get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(old, new, step)
 
 
-def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Step) -> tuple[float, float, float, int]:
-    """Train one epoch; return mean loss, accuracy, the last learning rate, and of how many images that is.
+def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Step) -> tuple[float, float, int]:
+    """Train one epoch; return the mean loss, the last learning rate, and of how many images that is.
 
     These are all, unless the loss diverged: then the epoch ends early. On an accelerator the host never waits for it
     before the epoch's end (but once a step in fp16 with muon, which torch's loss scaling does not know).
@@ -268,15 +280,14 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
     settings, optimizer, device = state.settings, state.optimizer, images.device
     # Two streams for each (seed, epoch); 63 bits because torch takes signed 64-bit seeds.
     seeds = np.random.SeedSequence([settings.seed, state.epoch]).generate_state(2, np.uint64) >> 1
-    torch.manual_seed(int(seeds[0]))  # dropout
+    torch.manual_seed(int(seeds[0]))  # dropout, and what a setup leaves to chance
     generator = torch.Generator().manual_seed(int(seeds[1]))
     order = torch.randperm(len(labels), generator=generator).to(device)
     draws = draw(len(labels), images.shape[1], settings.augmentation, generator).to(device)
     resolution = settings.resolution_at(state.epoch + 1)
 
     steps_per_epoch = math.ceil(len(labels) / settings.batch_size)
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    lr, stop = math.nan, 0
+    loss_sum, lr, stop = torch.zeros((), device=device), math.nan, 0
     state.model.train()
     for i in range(steps_per_epoch):
         lr = lr_at(state.epoch * steps_per_epoch + i, steps_per_epoch, settings)
@@ -288,14 +299,13 @@ def _train_epoch(state: TrainingState, images: Tensor, labels: Tensor, step: Ste
         if settings.augmentation != "none" or settings.cutout:
             x = augment(x, draws.batch(start, stop), settings.cutout)
         optimizer.zero_grad(set_to_none=True)
-        loss, hits = step(to_input(x, resolution), y)
+        loss = step(to_input(x, resolution), y)
         state.scaler.step(optimizer)
         state.scaler.update()
         if state.average:
             _update_average(state.average, state.model, settings.ema_decay, state.epoch * steps_per_epoch + i)
         loss_sum += loss * len(y)
-        correct += hits
         # On an accelerator this would wait for every step; there the epoch's end is soon enough.
         if device.type == "cpu" and not torch.isfinite(loss):
             break
-    return loss_sum.item() / stop, correct.item() / stop, lr, stop
+    return loss_sum.item() / stop, lr, stop
