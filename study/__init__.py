@@ -1,6 +1,6 @@
 """Which trials to run, and running them to the end."""
 
-from study.run import resume_study, run_study
+from study.run import confirm_study, resume_study, run_study
 from study.settings import SettingsError, StudySettings, load_settings, preset_names
 from study.supervise import StudyError
 
@@ -8,6 +8,7 @@ __all__ = [
     "SettingsError",
     "StudyError",
     "StudySettings",
+    "confirm_study",
     "load_settings",
     "preset_names",
     "resume_study",

@@ -1,4 +1,4 @@
-"""The command ``python -m study``: run, resume, status, list, presets, check-cluster."""
+"""The command ``python -m study``: run, resume, confirm, status, list, presets, check-cluster."""
 
 import argparse
 import contextlib
@@ -19,8 +19,9 @@ from analysis.remote import RunPath, exists, is_uri, open_storage, run_path
 from analysis.tables import as_text
 from analysis.trials import ENDED, STATUSES, is_running, load_trials, read_study, varied
 from study.check_cluster import check_cluster
-from study.run import resume_study, run_study
+from study.run import confirm_study, resume_study, run_study
 from study.settings import HYPERPARAMETERS, PRESETS, StudySettings, load_settings, preset_names
+from study.space import list_trials
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
@@ -71,7 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with an interrupted study")
     resume.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     resume.add_argument("--force", action="store_true", help="also with changed code, packages or resource settings")
-    for sub in (run, resume):
+    confirm = commands.add_parser(
+        "confirm",
+        help="train the best configurations of a finished study again, with fresh seeds",
+        description="Train the best configurations of a finished study again, each to its last epoch and with seeds "
+        "that the study did not use, as further trials of the run. What was the best of many was also lucky; the mean "
+        "over fresh seeds is not. The report then rests on these.",
+    )
+    confirm.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
+    confirm.add_argument("--top", type=_count, default=3, metavar="K", help="how many configurations [3]")
+    confirm.add_argument("--seeds", type=_count, default=5, metavar="S", help="fresh seeds of each [5]")
+    confirm.add_argument("--force", action="store_true", help="also with changed code, packages or resource settings")
+    for sub in (run, resume, confirm):
         sub.add_argument("--address", default="local", metavar="A", help="of a Ray cluster [local: this machine]")
         sub.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -85,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check-cluster", help="check a Ray cluster's YAML file, offline, before ray up")
     check.add_argument("file", type=Path, metavar="FILE", help="for example cluster.yaml")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -179,7 +197,8 @@ def _status(args: argparse.Namespace) -> int:
     print(f"{study.get('name')}: {settings.get('dataset')}, {settings.get('search')} search, {study.get('created')}")
     _print_summary(args.run)
     trials = load_trials(args.run)
-    columns = ["trial_id", "status", "epochs", "best_epoch", "val_accuracy", *varied(trials), "stop_reason"]
+    phase = ["phase"] if (trials["phase"] == "confirm").any() else []
+    columns = ["trial_id", "status", *phase, "epochs", "best_epoch", "val_accuracy", *varied(trials), "stop_reason"]
     print(as_text(trials[columns]))
     over = trials["status"].isin(ENDED).all()
     if over:
@@ -222,7 +241,7 @@ def _list(args: argparse.Namespace) -> int:
 def _presets(_: argparse.Namespace) -> int:
     for name in preset_names():
         settings = load_settings(name)
-        size = settings.num_trials or settings.space_size()
+        size = settings.num_trials if settings.search == "optuna" else len(list_trials(settings))
         print(
             f"{name}: {settings.dataset}, {size} trials of up to {settings.max_epochs} epochs ({PRESETS / name}.yaml)"
         )
@@ -251,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "run": _run,
         "resume": _resume,
+        "confirm": _confirm,
         "status": _status,
         "list": _list,
         "presets": _presets,
@@ -270,6 +290,11 @@ def _resume(args: argparse.Namespace) -> int:
     return _attempt(
         args.run, lambda: resume_study(args.run, address=args.address, show=not args.quiet, force=args.force)
     )
+
+
+def _confirm(args: argparse.Namespace) -> int:
+    options = {"address": args.address, "show": not args.quiet, "force": args.force}
+    return _attempt(args.run, lambda: confirm_study(args.run, top=args.top, seeds=args.seeds, **options))
 
 
 if __name__ == "__main__":

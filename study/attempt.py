@@ -65,8 +65,8 @@ def run_attempt(
         show: whether to print progress.
 
     Returns:
-        ``finished``; ``interrupted``; ``lost``, if trials were lost and should be begun again; or ``alone``, if trials
-        are left that were not to run beside others.
+        ``finished``; ``interrupted``; ``lost``, if trials were lost and should be begun again; ``searched``, if only
+        confirmations are left; or ``alone``, if trials are left that were not to run beside others.
 
     Raises:
         DiskFullError: if the disk is full.
@@ -75,16 +75,21 @@ def run_attempt(
     """
     budget = Checkpoints(run, storage, settings.keep_checkpoints)
     trials = load_trials(run)
+    is_over = trials["status"].isin(ENDED)
+    if is_over.all():  # what broke the last attempt off came after the last epoch
+        return "finished"
+    # Confirmations repeat what the search found, so they come after it, are given, and are not stopped early.
+    phase = "confirm" if is_over[trials["phase"] == "search"].all() else "search"
+    chooses = settings.search == "optuna" and phase == "search"
+    left = int((~is_over & (trials["phase"] == phase)).sum())
     known = trials[~trials["trial_id"].str.startswith("pending-")]
     ended = known[known["status"].isin(ENDED)]
-    unfinished = known[~known["status"].isin(ENDED)]
-    left = len(trials) - len(ended)
-    if not left:  # what broke the last attempt off came after the last epoch
-        return "finished"
+    unfinished = known[~known["status"].isin(ENDED) & (known["phase"] == phase)]
     events = EventLog(run)
     attempt = _next_attempt(storage)
     fixed = fixed_settings(settings)
-    asked = {entry.key(): entry for entry in read_manifest(run).trials}
+    manifest = read_manifest(run)
+    asked = {entry.key(): entry for entry in (manifest.trials if phase == "search" else manifest.confirmations)}
     over, waiting = set(ended["trial_id"]), set(unfinished["trial_id"])
     todo = [s.model_dump() for key, s in asked.items() if key not in over]
     there = {
@@ -93,7 +98,7 @@ def run_attempt(
     title = f"{Path(source(run)).name}: {settings.dataset}, {len(trials)} trials, {settings.search} search"
     progress = Progress(title, len(trials), settings.max_epochs, list(settings.space))
     progress.resume(list(ended["status"]), known)
-    asha = _asha(settings, run)
+    asha = _asha(settings, run) if phase == "search" and settings.early_stopping == "asha" else None
     guard = Guard(run, checkpoint, interruption)
     recorder = Recorder(
         events,
@@ -126,12 +131,12 @@ def run_attempt(
     )
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
-        param_space={} if settings.search == "optuna" else {"trial": tune.grid_search(todo)},
+        param_space={} if chooses else {"trial": tune.grid_search(todo)},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
-            search_alg=_optuna(settings, run, ended, unfinished, attempt) if settings.search == "optuna" else None,
-            num_samples=left if settings.search == "optuna" else 1,
+            search_alg=_optuna(settings, run, ended, unfinished, attempt) if chooses else None,
+            num_samples=left if chooses else 1,
             scheduler=asha,
             reuse_actors=True,
             trial_dirname_creator=_FolderNames(fixed, known["trial_id"], unfinished["trial_id"]),
@@ -155,12 +160,16 @@ def run_attempt(
         if recorder.storage_error:
             outcome = "error: storage is not shared"
             raise ClusterError(recorder.storage_error)
-        all_over = load_trials(run)["status"].isin(ENDED).all()
+        now = load_trials(run)
+        is_over = now["status"].isin(ENDED)
+        all_over = is_over[now["phase"] == phase].all()
         if not all_over and guard.is_full:
             outcome = "disk full"
             raise _disk_full(run, recorder.disk_error)
-        if all_over:
+        if is_over.all():
             outcome = "finished"
+        elif all_over and not interruption.asked:
+            outcome = "searched"
         elif not interruption.asked:
             outcome = "alone" if alone else "lost"
     except (DiskFullError, ClusterError):
@@ -236,9 +245,7 @@ class _FolderNames:
         return free
 
 
-def _asha(settings: StudySettings, run: Path) -> RecordingASHA | None:
-    if settings.early_stopping == "none":
-        return None
+def _asha(settings: StudySettings, run: Path) -> RecordingASHA:
     history: dict[str, dict[float, float]] = {}
     for row in load_decisions(run).to_dict("records"):
         history.setdefault(row["trial_id"], {})[row["rung"]] = row["value"]

@@ -68,8 +68,8 @@ def as_text(size: float) -> str:
 
 
 def configuration(settings: Mapping[Any, Any]) -> str:
-    """Return a name for all hyperparameters but the seed, of a trial's settings or of its row in the table."""
-    return " ".join(str(settings[name]) for name in HYPERPARAMETERS)
+    """Return a name for all settings but the seed, of a trial's settings or of its row in the table."""
+    return " ".join(str(settings[name]) for name in [*HYPERPARAMETERS, "max_epochs"])
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Checkpoints:
         storage: path or URI under which the checkpoints lie; the run directory itself, or what it is the copy of.
         keep: how many of the trials that ended keep their best epoch's checkpoint; None keeps all. Seeds of one
             configuration stand and fall together, for a few lucky ones would flatter it: configurations that ran to
-            their end come before those that were stopped, and of these those that are more accurate on average.
+            their end come before those that were stopped, and of these those that are more accurate on average. What
+            was confirmed is kept beside them.
     """
 
     def __init__(self, run: Path, storage: RunPath, keep: int | None) -> None:
@@ -103,8 +104,9 @@ class Checkpoints:
         if is_uri(storage):  # workers write there, not into the copy
             list_checkpoints(run, str(storage))
         needed = set()
-        checkpoints, faults = load_checkpoints(run), load_faults(run)
-        for row in load_trials(run).to_dict("records"):
+        checkpoints, faults, trials = load_checkpoints(run), load_faults(run), load_trials(run)
+        self._confirmed = {configuration(row) for row in trials[trials["phase"] == "confirm"].to_dict("records")}
+        for row in trials.to_dict("records"):
             folders = checkpoints.get(row["trial_id"], {})
             best = folders.get(row["best_epoch"])
             may_go_on = row["status"] not in ENDED or faults[row["trial_id"]].losses  # lost ones may be tried again
@@ -115,6 +117,7 @@ class Checkpoints:
                 self._add(configuration(row), row["status"], row["val_accuracy"], best)
             elif keep is not None and row["status"] in ENDED and pd.notna(row["best_epoch"]):
                 self._gone.add(configuration(row))
+        self._gone -= self._confirmed
         for attempt in self._folders("tune"):
             for trial in self._folders(attempt):
                 self._remove(trial, needed)
@@ -133,7 +136,7 @@ class Checkpoints:
     def _add(self, of: str, status: str, val_accuracy: float, folder: str) -> None:
         if of in self._gone:
             self.remove(folder)
-        else:
+        elif of not in self._confirmed:
             self._kept.setdefault(of, []).append(_Kept(status == "completed", val_accuracy, folder))
 
     def _shrink(self) -> None:

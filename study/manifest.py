@@ -37,12 +37,14 @@ class Manifest:
         versions: of the packages that decide results.
         settings: of the study.
         trials: those asked for, in the order of starting; none for a search that chooses as it goes.
+        confirmations: trials that repeat the best of these with fresh seeds; see :func:`study.run.confirm_study`.
     """
 
     code: dict[str, str]
     versions: dict[str, str]
     settings: dict[str, Any]
     trials: tuple[TrialSettings, ...]
+    confirmations: tuple[TrialSettings, ...] = ()
 
     def changes(self, now: "Manifest") -> dict[str, str]:
         """Return what would not be as it began: a name, and a few words on it."""
@@ -85,8 +87,12 @@ def write_atomically(file: Path, text: str) -> None:
 
 def write_manifest(run: Path, manifest: Manifest) -> None:
     """Write ``RUN/manifest.json``."""
-    entries = [{"trial_id": trial.key(), "settings": trial.model_dump()} for trial in manifest.trials]
-    content = asdict(replace(manifest, trials=())) | {"trials": entries}
+    parts = {part: getattr(manifest, part) for part in ("trials", "confirmations")}
+    entries = {
+        part: [{"trial_id": trial.key(), "settings": trial.model_dump()} for trial in trials]
+        for part, trials in parts.items()
+    }
+    content = asdict(replace(manifest, trials=(), confirmations=())) | entries
     write_atomically(run / "manifest.json", json.dumps(content, indent=1))
 
 
@@ -100,7 +106,8 @@ def read_manifest(run: Path) -> Manifest:
     file = run / "manifest.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        for part, kind in (("code", dict), ("versions", dict), ("settings", dict), ("trials", list)):
+        kinds = {"code": dict, "versions": dict, "settings": dict, "trials": list, "confirmations": list}
+        for part, kind in kinds.items():
             if not isinstance(content[part], kind):
                 raise ValueError(f"{part} is of another kind")
     except KeyError as error:
@@ -115,7 +122,7 @@ def read_manifest(run: Path) -> Manifest:
     except OSError as error:
         raise RunError(f"{file}: cannot be read ({error.strerror or error})") from error
     trials = []
-    for entry in content["trials"]:
+    for entry in [*content["trials"], *content["confirmations"]]:
         try:
             trial = TrialSettings(**entry["settings"])
             if trial.key() != entry["trial_id"]:
@@ -127,7 +134,8 @@ def read_manifest(run: Path) -> Manifest:
                 f"(trial {name}: {_reason(error)})"
             ) from error
         trials.append(trial)
-    return Manifest(content["code"], content["versions"], content["settings"], tuple(trials))
+    begun, later = tuple(trials[: len(content["trials"])]), tuple(trials[len(content["trials"]) :])
+    return Manifest(content["code"], content["versions"], content["settings"], begun, later)
 
 
 def _reason(error: Exception) -> str:

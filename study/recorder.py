@@ -144,7 +144,7 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial_name(trial)
-        done = trial.last_result.get("epoch") == self._fixed["max_epochs"]
+        done = trial.last_result.get("epoch") == settings_of(trial, self._fixed).max_epochs
         with contextlib.suppress(OSError):  # its epochs say so too
             self._events.append("trial_ended", trial_id=name)
         self._end(trial, "diverged" if name in self._diverged else "completed" if done else "stopped")

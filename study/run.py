@@ -1,11 +1,13 @@
 """Run a study: make the run directory, and go on in it until every trial has ended."""
 
 import contextlib
+import itertools
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from typing import Any
 import ray
 import yaml
 
+from analysis.compare import top_configurations
 from analysis.ray_session import ClusterError, ray_session
 from analysis.remote import RunPath, copy_of, exists, is_held, is_uri, local_run, show_life
-from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study
+from analysis.trials import ENDED, load_faults, load_trials, open_attempt, read_study, settings_of
 from study.attempt import run_attempt
 from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes
 from study.events import EventLog
 from study.manifest import (
+    Manifest,
     check_resumable,
     make_manifest,
     read_manifest,
@@ -120,7 +124,7 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
     study = read_study(folder)
     settings = check_settings(study["settings"], str(folder / "study.yaml"))
     begun = read_manifest(folder)
-    now = make_manifest(settings, [] if settings.search == "optuna" else list_trials(settings))
+    now = _manifest_of(settings)
     changes = check_resumable(begun, now, folder, force)
     with interruptible() as interruption, holding(folder):
         trials, faults = load_trials(folder), load_faults(folder)
@@ -144,10 +148,63 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
                 events.append("trial_lost", trial_id=row["trial_id"], error=row["error"])
             if changes:
                 events.append("changed", what=changes)
-                write_manifest(folder, now)
+                write_manifest(folder, replace(now, confirmations=begun.confirmations))
         except OSError as error:
             raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
-        return _run_to_the_end(settings, folder, run, now.trials, loaded, address, show, interruption)
+        asked = [*now.trials, *begun.confirmations]
+        return _run_to_the_end(settings, folder, run, asked, loaded, address, show, interruption)
+
+
+def confirm_study(
+    run: RunPath, *, top: int = 3, seeds: int = 5, address: str = "local", show: bool = True, force: bool = False
+) -> bool:
+    """Train the best configurations of a study that has ended again, to their last epoch, with seeds it did not use.
+
+    Their mean over fresh seeds is free of the winner's curse: what was the best of many was also lucky. They are trials
+    of the same run, of ``phase`` ``confirm``; an interruption is gone on from by :func:`resume_study`.
+
+    Args:
+        run: the run directory, or its URI.
+        top: how many configurations; the best of each recipe come first, as in the report.
+        seeds: how many fresh seeds each of them is to have. Those that it has count.
+        address: see :func:`run_study`.
+        show: whether to print progress.
+        force: see :func:`resume_study`.
+
+    Raises:
+        StudyError: if the study has not ended, has nothing to confirm, or another process runs it.
+        DiskFullError: if the disk has not the room.
+        ManifestError, RunError: see :func:`resume_study`.
+    """
+    folder = local_run(run).absolute()
+    study = read_study(folder)
+    settings = check_settings(study["settings"], str(folder / "study.yaml"))
+    with holding(folder):
+        begun = read_manifest(folder)
+        check_resumable(begun, _manifest_of(settings), folder, force)
+        trials = load_trials(folder)
+        found = trials[trials["phase"] == "search"]
+        if not found["status"].isin(ENDED).all():
+            raise StudyError(f"{run}: its trials have not all ended; first: python -m study resume {run}")
+        best = top_configurations(found, top)
+        if best.empty:
+            raise StudyError(f"{run}: no trial has a finished epoch, so there is nothing to confirm")
+        used = set(found["seed"])
+        fresh = list(itertools.islice((seed for seed in itertools.count() if seed not in used), seeds))
+        asked = [settings_of(row).model_copy(update={"seed": seed}) for _, row in best.iterrows() for seed in fresh]
+        new = [trial for trial in asked if trial not in begun.confirmations]
+        if new:
+            size = max(checkpoint_bytes(trial, len(study["data"]["class_names"])) for trial in new)
+            _check_room(needed_bytes(size, len(new), 1, None), run if is_uri(run) else folder)
+            try:
+                write_manifest(folder, replace(begun, confirmations=(*begun.confirmations, *new)))
+            except OSError as error:
+                raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
+    return resume_study(run, address=address, show=show, force=force)
+
+
+def _manifest_of(settings: StudySettings) -> Manifest:
+    return make_manifest(settings, [] if settings.search == "optuna" else list_trials(settings))
 
 
 def _check_is_new(run: RunPath) -> None:

@@ -125,7 +125,8 @@ def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], N
     while True:
         try:
             outcome = attempt(failures > 0)
-            reason = "side by side" if outcome == "alone" else "trials were lost with their worker or node"
+            reasons = {"alone": "side by side", "searched": "the best of the search, with fresh seeds"}
+            reason = reasons.get(outcome, "trials were lost with their worker or node")
         except AttemptError as error:
             outcome, reason = "failed", str(error)
         except (ClusterError, RemoteError, RunError) as error:

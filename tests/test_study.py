@@ -17,10 +17,21 @@ import yaml
 
 import study.attempt
 import study.run
-from analysis import RunError, load_epochs, load_trials, read_study
+from analysis import (
+    RunError,
+    compare_recipes,
+    decide,
+    load_epochs,
+    load_measures,
+    load_trials,
+    read_study,
+    top_trials,
+    write_report,
+)
+from analysis.compare import top_configurations
 from analysis.ray_session import ClusterError
-from analysis.trials import ENDED
-from study import SettingsError, StudyError, load_settings, resume_study, run_study
+from analysis.trials import ENDED, HYPERPARAMETERS
+from study import SettingsError, StudyError, confirm_study, load_settings, resume_study, run_study
 from study.space import list_trials
 from trainables import (
     DataError,
@@ -420,3 +431,103 @@ def test_settings_are_checked_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
         run_study(load_settings("demo", ["max_epoch=3"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ---- Confirmation
+
+
+def test_the_best_are_confirmed_with_fresh_seeds(finished_run: Path, tmp_path: Path) -> None:
+    """To the last epoch, ASHA or not; the trials of the search stay as they are, and asking again adds what is new."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = load_trials(run)
+    assert confirm_study(run, top=1, seeds=2, show=False)
+    trials = load_trials(run)
+    found, fresh = trials[trials["phase"] == "search"], trials[trials["phase"] == "confirm"]
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), before)
+    best = top_configurations(before, 1).iloc[0]
+    assert fresh["seed"].to_list() == [0, 2]  # the study has seed 1
+    assert (fresh["status"] == "completed").all()
+    assert (fresh["epochs"] == 3).all()
+    for name in HYPERPARAMETERS:
+        assert (fresh[name] == best[name]).all(), name
+    assert fresh["checkpoint"].notna().all()
+    recipes = compare_recipes(trials, 32)
+    assert recipes["confirmed"].to_list() == [True, False]
+    assert recipes.loc[0, "val_accuracy"] == pytest.approx(fresh["val_accuracy"].mean())
+    assert set(top_trials(trials, 1)["trial_id"]) == set(fresh["trial_id"])
+
+    log = (run / "events.jsonl").read_text()
+    assert confirm_study(run, top=1, seeds=2, show=False)
+    assert (run / "events.jsonl").read_text() == log
+    assert confirm_study(run, top=1, seeds=3, show=False)
+    assert load_trials(run).query("phase == 'confirm'")["seed"].to_list() == [0, 2, 3]
+
+
+def test_an_interrupted_confirmation_is_gone_on_with(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+
+    def interrupted(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("study.run.resume_study", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            confirm_study(run, top=2, seeds=1, show=False)
+    trials = load_trials(run)
+    assert trials.query("phase == 'confirm'")["status"].to_list() == ["pending"] * 2
+    assert compare_recipes(trials, 32)["confirmed"].to_list() == [False, False]
+    assert resume_study(run, show=False)
+    assert load_trials(run).query("phase == 'confirm'")["status"].to_list() == ["completed"] * 2
+
+
+def test_what_cannot_be_confirmed_is_refused_and_left_as_it_was(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    _interrupt(run, 2)
+    manifest = (run / "manifest.json").read_text()
+    with pytest.raises(StudyError, match="have not all ended; first: python -m study resume"):
+        confirm_study(run, show=False)
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    failed = [{"event": "trial_failed", "trial_id": name, "error": "why"} for name in load_trials(run)["trial_id"]]
+    kept = [event for event in events if event["event"] != "epoch"]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in [*kept, *failed]))
+    with pytest.raises(StudyError, match="nothing to confirm"):
+        confirm_study(run, show=False)
+    assert (run / "manifest.json").read_text() == manifest
+    with pytest.raises(RunError, match="no such run"):
+        confirm_study(tmp_path / "nowhere", show=False)
+
+
+# ---- Setups
+
+
+def test_setups_are_trained_and_reported_at_equal_epochs_and_equal_compute(
+    ray_session: None, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    setups = ["plain", "saliency", "gradcam_control"]
+    overrides = [
+        *(word for word in tiny if not word.startswith("space.augmentation")), "early_stopping=none", "max_epochs=4",
+        "equal_compute=true", "space.lr=[0.05]", "fixed.augmentation=none", f"space.setup=[{','.join(setups)}]",
+        "space.seed=[0,1]", "keep_checkpoints=null",
+    ]  # fmt: skip
+    run = tmp_path / "setups"
+    assert run_study(load_settings("demo", overrides), run, show=False)
+    trials = load_trials(run)
+    assert trials["status"].to_list() == ["completed"] * 10
+    assert (trials["augmentation"] == "none").all()
+    epochs = trials.groupby("setup")["max_epochs"].unique().map(sorted).to_dict()
+    assert epochs == {"plain": [4], "saliency": [2, 4], "gradcam_control": [2, 4]}
+
+    report = write_report([run], top=3).read_text()
+    for text in ("At equal compute", "Saliency training does not improve accuracy.", "What can be claimed"):
+        assert text in report
+    markdown = (run / "report/report.md").read_text()
+    for setup in setups:
+        assert markdown.count(f"\n| {setup.replace('_', chr(92) + '_')} ") == 2
+    decided = decide(load_measures(run), load_trials(run)).drop_duplicates("claim").set_index("claim")["verdict"]
+    assert decided["Saliency training does not improve accuracy."] != "no data"
+    assert decided["Augmentation improves generalization."] == "no data"
