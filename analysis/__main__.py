@@ -1,4 +1,4 @@
-"""The command ``python -m analysis``: trials, epochs, explain, measures, claims, report."""
+"""The command ``python -m analysis``: trials, epochs, measures, recipes, claims, health, explain, report."""
 
 import argparse
 import sys
@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.claims import decide
-from analysis.compare import top_trials
+from analysis.compare import compare_recipes, top_trials
 from analysis.explanations import explain_trials, load_measures, load_test_data
+from analysis.health import search_space_health
 from analysis.remote import local_run, run_path
-from analysis.report import check_comparable, write_report
+from analysis.report import write_report
 from analysis.tables import write_table
-from analysis.trials import load_epochs, load_trials, read_study, varied
+from analysis.trials import check_comparable, load_epochs, load_trials, read_study, varied
 from trainables.errors import UserError
 
 # What a terminal shows of trials unless --columns says otherwise; files get every column.
@@ -24,17 +25,35 @@ KEY_COLUMNS = (
 )  # fmt: skip
 
 
-def _claims(runs: Any) -> pd.DataFrame:
+def _num_val_images(runs: Any, same_epochs: bool = False) -> int:
+    """Return the validation images of a run, or of several that can stand beside each other."""
     folders = [local_run(run) for run in (runs if isinstance(runs, list) else [runs])]
-    check_comparable(folders, [read_study(folder) for folder in folders])
-    return decide(load_measures(runs))
+    check_comparable(folders, same_epochs=same_epochs)
+    return int(read_study(folders[0])["data"]["num_val_images"])
+
+
+def _recipes(runs: Any) -> pd.DataFrame:
+    num_val_images = _num_val_images(runs)
+    return compare_recipes(load_trials(runs), num_val_images)
+
+
+def _claims(runs: Any) -> pd.DataFrame:
+    _num_val_images(runs, same_epochs=True)
+    return decide(load_measures(runs), load_trials(runs), load_epochs(runs))
+
+
+def _health(runs: Any) -> pd.DataFrame:
+    num_val_images = _num_val_images(runs)
+    return search_space_health(load_trials(runs), num_val_images)
 
 
 TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
     "trials": (load_trials, "trial asked for"),
     "epochs": (load_epochs, "epoch of each trial"),
     "measures": (load_measures, "map, measure and test image of each explained trial"),
-    "claims": (_claims, "comparison that decides a claim about the explained trials' maps"),
+    "recipes": (_recipes, "recipe, of its best configuration, best recipe first"),
+    "claims": (_claims, "comparison that decides a claim, about recipes or about the explained trials' maps"),
+    "health": (_health, "warning of what the search space does not say"),
 }
 EXAMPLES = {
     "trials": (
@@ -47,7 +66,9 @@ EXAMPLES = {
         "runs/* --format parquet --output epochs.parquet",
     ),
     "measures": ("runs/demo --query \"measure == 'gini'\"", "runs/* --format parquet --output measures.parquet"),
+    "recipes": ("runs/demo --columns recipe,val_accuracy,val_low,val_high,num_seeds", "runs/a runs/b --format csv"),
     "claims": ("runs/demo --columns claim,verdict", "runs/demo --format csv --output claims.csv"),
+    "health": ("runs/demo --columns text",),
 }
 
 
@@ -113,7 +134,8 @@ def _table(args: argparse.Namespace) -> None:
     load, _ = TABLES[args.command]
     table = load(args.runs[0] if len(args.runs) == 1 else args.runs)
     names = list(map(str, table.columns))
-    telling = [*KEY_COLUMNS, *varied(table), *(name for name in ("stop_reason", "error") if name in names)]
+    phase = ["phase"] if "phase" in names and (table["phase"] == "confirm").any() else []
+    telling = [*KEY_COLUMNS, *phase, *varied(table), *(name for name in ("stop_reason", "error") if name in names)]
     if args.query:
         try:
             chosen_rows = table.eval(args.query)

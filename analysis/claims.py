@@ -1,10 +1,12 @@
-"""Claims about maps, each decided by comparisons that must all hold.
+"""Claims, each decided by comparisons that must all hold. To add one, add it to CLAIMS.
 
 That a map from 4 x 4 values is smoother than one from 32 x 32, or lies nearer to the middle, is true by construction.
-So a claim has to hold against controls too: maps of the same coarseness, or of the same place, that know nothing of the
-network, or no more than the other map.
+So a claim about maps has to hold against controls too: maps of the same coarseness, or of the same place, that know
+nothing of the network, or no more than the other map. Likewise a way of training has to beat what costs as much and
+lacks only the idea.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,44 +14,72 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare import bootstrap_interval
+from analysis.compare import best_configuration, bootstrap_interval, confirmed, paired_over_seeds
 from analysis.measures import CONTROLS
+from analysis.trials import HYPERPARAMETERS, RunError
 
 MIN_IMAGES = 20  # of fewer, an interval says too little
 MIN_IMAGES_OF_SHARE = 100  # none of 20 images below 1 does not exclude one in ten
+MARGIN = 0.01  # accuracy that is gained or lost without anybody caring
 CLAIM_COLUMNS = {
     "claim": "str",
     "verdict": "str",
-    "map": "str",
+    "of": "str",
     "measure": "str",
     "than": "str",
     "below": "float64",
+    "by": "float64",
     "control": "bool",
     "difference": "float64",
     "low": "float64",
     "high": "float64",
     "holds": "str",
-    "num_images": "int64",
-    "num_networks": "int64",
+    "n": "Int64",
+    "unit": "str",
+    "num_networks": "Int64",
+    "epoch": "Int64",
+    "reason": "str",
 }
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MapComparison:
     """That one map's measure is higher than something else's on the same images, or more often below a value.
 
     Attributes:
-        map: whose measure.
-        measure: which, as :mod:`analysis.measures` names it.
+        of: a map.
+        measure: of maps, as :mod:`analysis.measures` names it.
         than: another map, or a number.
         below: if given, not the measure is compared but the share of images on which it is below this.
         control: whether ``than`` is a control, or a rival that the claim itself speaks of.
     """
 
-    map: str
+    of: str
     measure: str
     than: str | float
     below: float | None = None
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class TrialComparison:
+    """That trials of one kind have more of something than those of another, by more than some amount.
+
+    Each kind is represented by its best configuration in validation accuracy, trained for as many epochs as the other.
+    They are paired by seed.
+
+    Attributes:
+        of: the trials, by a name of ``KINDS`` or a query over the columns of :func:`analysis.load_trials`.
+        measure: one of these columns.
+        than: the other trials, likewise.
+        by: what the difference must exceed; below 0, that it is no worse.
+        control: whether ``than`` is a control, or a rival that the claim itself speaks of.
+    """
+
+    of: str
+    measure: str
+    than: str
+    by: float = 0.0
     control: bool = False
 
 
@@ -58,34 +88,72 @@ class Claim:
     """A sentence, and the comparisons that must all hold for it."""
 
     sentence: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[MapComparison | TrialComparison, ...]
 
 
-def _more_than_saliency(*measures: str) -> tuple[Comparison, ...]:
-    rivals = [Comparison("gradcam", measure, "saliency") for measure in measures]
-    return (*rivals, *(Comparison("gradcam", m, other, control=True) for m in measures for other in CONTROLS))
+def _more_than_saliency(*measures: str) -> tuple[MapComparison, ...]:
+    rivals = [MapComparison("gradcam", measure, "saliency") for measure in measures]
+    return (*rivals, *(MapComparison("gradcam", m, other, control=True) for m in measures for other in CONTROLS))
 
 
+_NOTEBOOKS = "optimizer == 'sgd' and lr == 0.001 and setup == 'augmentation' and augmentation == 'flip+crop'"
+# The kinds of trials that claims are about, as queries. A study without setups varies the augmentation alone.
+KINDS = {
+    "plain training": "setup in ('plain', 'augmentation') and augmentation == 'none' and cutout == 0",
+    "augmentation": "setup == 'augmentation' and augmentation == 'flip+crop'",
+    "saliency training": "setup == 'saliency'",
+    "training with random masks": "setup == 'saliency_control'",
+    "Grad-CAM training": "setup == 'gradcam'",
+    "SGD with 0.001 and augmentation": _NOTEBOOKS,
+    "the best other configuration": f"not ({_NOTEBOOKS})",
+}
 CLAIMS = (
+    Claim(
+        "Augmentation improves generalization.", (TrialComparison("augmentation", "val_accuracy", "plain training"),)
+    ),
+    Claim(
+        "Augmentation reduces overfitting.", (TrialComparison("plain training", "generalization_gap", "augmentation"),)
+    ),
+    Claim(
+        # Not by a point over plain training, nor over replacing pixels by chance.
+        "Saliency training does not improve accuracy.",
+        (
+            TrialComparison("plain training", "val_accuracy", "saliency training", by=-MARGIN),
+            TrialComparison(
+                "training with random masks", "val_accuracy", "saliency training", by=-MARGIN, control=True
+            ),
+        ),
+    ),
+    Claim(
+        "Grad-CAM training lies between saliency training and augmentation in accuracy.",
+        (
+            TrialComparison("Grad-CAM training", "val_accuracy", "saliency training"),
+            TrialComparison("augmentation", "val_accuracy", "Grad-CAM training"),
+        ),
+    ),
+    Claim(
+        "SGD with learning rate 0.001 and augmentation is the best configuration.",
+        (TrialComparison("SGD with 0.001 and augmentation", "val_accuracy", "the best other configuration"),),
+    ),
     Claim(
         "Saliency is noisier than Grad-CAM.",
         (
-            *(Comparison("saliency", m, "gradcam") for m in ("high_frequency_share", "max_sensitivity")),
+            *(MapComparison("saliency", m, "gradcam") for m in ("high_frequency_share", "max_sensitivity")),
             # At equal resolution and with equal values too, and more than the edges of the picture make it.
             *(
-                Comparison("pooled_saliency", m, "gradcam", control=True)
+                MapComparison("pooled_saliency", m, "gradcam", control=True)
                 for m in ("high_frequency_share", "max_sensitivity")
             ),
-            Comparison("random", "high_frequency_share", "gradcam", control=True),
-            *(Comparison("saliency", "high_frequency_share", m, control=True) for m in ("sobel", "gaussian")),
+            MapComparison("random", "high_frequency_share", "gradcam", control=True),
+            *(MapComparison("saliency", "high_frequency_share", m, control=True) for m in ("sobel", "gaussian")),
         ),
     ),
     Claim(
         # Less on the object than its area, in more than one case of ten, and more often than what knows no network.
         "In several cases saliency lies on the background.",
         (
-            Comparison("saliency", "energy_lift", 0.1, below=1.0),
-            *(Comparison("saliency", "energy_lift", other, below=1.0, control=True) for other in CONTROLS),
+            MapComparison("saliency", "energy_lift", 0.1, below=1.0),
+            *(MapComparison("saliency", "energy_lift", other, below=1.0, control=True) for other in CONTROLS),
         ),
     ),
     Claim(
@@ -98,71 +166,143 @@ CLAIMS = (
 )
 
 
-def decide(measures: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+def decide(
+    measures: pd.DataFrame | None = None,
+    trials: pd.DataFrame | None = None,
+    epochs: pd.DataFrame | None = None,
+    claims: Sequence[Claim] = CLAIMS,
+) -> pd.DataFrame:
     """Return each claim's comparisons and its verdict.
 
-    A comparison holds if the 95 % interval of its difference lies above 0, and does not if it lies below. A claim is
+    A comparison holds if the 95 % interval of its difference lies above 0 (or ``by``), and does not if it lies below. A
+    claim is
 
     - ``supported`` if all its comparisons hold,
     - ``not supported`` if any does not, or if only those with controls are open: it beats the rival and nothing else,
     - ``undecided`` if one with a rival is open, or if what was measured holds but a control was not measured, or on
-      too few images.
-
-    A claim whose rivals were not measured has no rows.
+      too few images, or of one seed,
+    - ``no data`` if no comparison with a rival could be made.
 
     Args:
         measures: as :func:`analysis.load_measures` gives them, of one data set; where they are of several networks,
             each image counts with its mean over these.
+        trials: as :func:`analysis.load_trials` gives them, of runs over the same images.
+        epochs: as :func:`analysis.load_epochs` gives them; where early stopping left a kind of trials without a
+            configuration that was trained to the end, it is compared at the last epoch that all of both kinds reached.
         claims: what to decide.
 
     Returns:
-        One row a comparison: ``claim``, ``verdict`` (of the whole claim), ``map``, ``measure``, ``than``, ``below``,
-        ``control``, ``difference`` (mean over images, of the map and what it is compared with), ``low``, ``high``
-        (paired bootstrap over images), ``holds`` (``yes``, ``no``, ``open``), ``num_images``, ``num_networks``.
+        One row a comparison: ``claim``, ``verdict`` (of the whole claim), ``of``, ``measure``, ``than``, ``below``,
+        ``by``, ``control``, ``difference`` (mean, of ``of`` minus ``than``), ``low``, ``high`` (over images by the
+        paired bootstrap, over seeds by Student's t), ``holds`` (``yes``, ``no``, ``open``), ``n`` and ``unit``
+        (``images`` or ``seeds``), ``num_networks``, ``epoch`` (at which trials were compared, if before their end),
+        ``reason`` (why it could not be made, or is open whatever the numbers are).
+
+    Raises:
+        RunError: if a claim asks for trials by what is no column.
     """
-    index = [*(name for name in ("run", "trial_id") if name in measures), "measure", "image"]
-    values = measures.pivot_table(index=index, columns="map", values="value", aggfunc="mean", observed=True)
+    index = ["measure", "image"]
+    values = pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=index))
+    if measures is not None:
+        index = [*(name for name in ("run", "trial_id") if name in measures), *index]
+        values = measures.pivot_table(index=index, columns="map", values="value", aggfunc="mean", observed=True)
+    # A search that chooses as it goes has trials of which nothing is known yet, not even their settings.
+    speaking = confirmed(trials[trials["seed"].notna()]) if trials is not None else pd.DataFrame()
     rows = []
     for claim in claims:
-        compared = [(comparison, _compare(comparison, values)) for comparison in claim.comparisons]
-        found = [{"control": comparison.control, **row} for comparison, row in compared if row]
-        if all(row["control"] for row in found):
-            continue
-        known = [row for row in found if not row["control"] or row["num_images"] >= MIN_IMAGES]
+        found = []
+        for comparison in claim.comparisons:
+            if isinstance(comparison, MapComparison):
+                made = {"below": comparison.below, **_compare_maps(comparison, values)}
+            else:
+                made = {"by": comparison.by, **_compare_trials(comparison, speaking, epochs)}
+            shown = {name: str(getattr(comparison, name)) for name in ("of", "measure", "than")}
+            found.append({"control": comparison.control, **shown, "holds": "open", **made})
+        known = [row for row in found if "n" in row and not (row["control"] and row.get("reason"))]
         of_all, of_rivals = ({row["holds"] for row in known if not (rivals and row["control"])} for rivals in (0, 1))
-        if "no" in of_all or (of_rivals == {"yes"} and "open" in of_all):
+        if not of_rivals:
+            verdict = "no data"
+        elif "no" in of_all or (of_rivals == {"yes"} and "open" in of_all):
             verdict = "not supported"
         else:
-            verdict = "supported" if of_all == {"yes"} and len(known) == len(compared) else "undecided"
+            verdict = "supported" if of_all == {"yes"} and len(known) == len(found) else "undecided"
         rows += [{"claim": claim.sentence, "verdict": verdict, **row} for row in found]
     return pd.DataFrame(rows, columns=list(CLAIM_COLUMNS)).astype(CLAIM_COLUMNS)
 
 
-def _compare(comparison: Comparison, values: pd.DataFrame) -> dict[str, Any]:
-    """Return the row of a comparison; nothing if what it compares was not measured."""
-    maps = [name for name in (comparison.map, comparison.than) if isinstance(name, str)]
-    if not set(maps) <= set(values):
-        return {}
+def _compare_maps(comparison: MapComparison, values: pd.DataFrame) -> dict[str, Any]:
+    """Return what came of a comparison of maps, or the reason why nothing did."""
+    maps = [name for name in (comparison.of, comparison.than) if isinstance(name, str)]
     of_measure = values[values.index.get_level_values("measure") == comparison.measure]
-    known = of_measure[np.isfinite(of_measure[maps]).all(axis=1)]
-    networks = {key[:-1] for key in known.index}
+    known = of_measure[np.isfinite(of_measure[maps]).all(axis=1)] if set(maps) <= set(values) else of_measure.head(0)
     if known.empty:
-        return {}
+        return {"reason": f"{comparison.measure} of {' and '.join(maps)} was not measured"}
     compared = known[maps] if comparison.below is None else (known[maps] < comparison.below) * 1.0
     theirs: Any = compared[comparison.than] if isinstance(comparison.than, str) else comparison.than
-    differences: pd.Series = compared[comparison.map] - theirs
+    differences: pd.Series = compared[comparison.of] - theirs
     of_images = differences.groupby(level="image").mean().to_numpy()
     mean, low, high = bootstrap_interval(of_images)
-    enough = len(of_images) >= (MIN_IMAGES if comparison.below is None else MIN_IMAGES_OF_SHARE)
-    return {
-        "map": comparison.map,
-        "measure": comparison.measure,
-        "than": str(comparison.than),
-        "below": comparison.below,
+    asked = MIN_IMAGES if comparison.below is None else MIN_IMAGES_OF_SHARE
+    made = {
         "difference": mean,
         "low": low,
         "high": high,
-        "holds": "yes" if low > 0 and enough else "no" if high < 0 and enough else "open",
-        "num_images": len(of_images),
-        "num_networks": len(networks),
+        "n": len(of_images),
+        "unit": "images",
+        "num_networks": len({key[:-1] for key in known.index}),
     }
+    if len(of_images) < asked:
+        return {**made, "reason": f"{len(of_images)} images, of {asked} that it takes"}
+    return {**made, "holds": "yes" if low > 0 else "no" if high < 0 else "open"}
+
+
+def _compare_trials(comparison: TrialComparison, trials: pd.DataFrame, epochs: pd.DataFrame | None) -> dict[str, Any]:
+    """Return what came of a comparison of trials, or the reason why nothing did."""
+    if trials.empty:
+        return {"reason": "no trials were given"}
+    sides = []
+    for name in (comparison.of, comparison.than):
+        query = KINDS.get(name, name)
+        try:
+            chosen = trials.query(query)
+        except Exception as error:  # whatever the expression makes pandas, numexpr or Python raise
+            raise RunError(f"claim over {query!r}: {error}; columns are {', '.join(trials.columns)}") from error
+        if not chosen["val_accuracy"].notna().any():
+            return {"reason": f"no trial with an epoch is of the kind {name}"}
+        sides.append(chosen)
+    budgets = set.intersection(*(set(side["max_epochs"]) for side in sides))
+    if not budgets:
+        return {"reason": "the trials were to last for different numbers of epochs"}
+    sides = [side[side["max_epochs"] == max(budgets)] for side in sides]
+    best = [best_configuration(side) for side in sides]
+    epoch = None
+    if any(side.empty for side in best):
+        sides, epoch = _at_common_epoch(sides, epochs)
+        best = [best_configuration(side) for side in sides]
+    if any(side.empty or comparison.measure not in side or side[comparison.measure].isna().all() for side in best):
+        return {"reason": f"{comparison.measure} is not known of trials that can be compared"}
+    mean, low, high, n = paired_over_seeds(*(side.set_index("seed")[comparison.measure] for side in best))
+    holds = "yes" if low > comparison.by else "no" if high < comparison.by else "open"
+    reason = "one seed" if math.isnan(low) else None
+    made = {"difference": mean, "low": low, "high": high, "holds": holds, "n": n, "unit": "seeds", "reason": reason}
+    return {**made, "num_networks": sum(map(len, best)), "epoch": epoch}
+
+
+def _at_common_epoch(
+    sides: Sequence[pd.DataFrame], epochs: pd.DataFrame | None
+) -> tuple[list[pd.DataFrame], int | None]:
+    """Return the trials as they were after the last epoch that all of them reached, as if it had been their last."""
+    lengths = [side[side["epochs"] > 0]["epochs"] for side in sides]
+    if epochs is None or any(side.empty for side in lengths):
+        return [side.head(0) for side in sides], None
+    last = int(min(side.min() for side in lengths))
+    kept = ["run", "trial_id", "status", "phase", "seed", "max_epochs", *HYPERPARAMETERS]
+    keys = [name for name in ("run", "trial_id") if name in epochs and name in sides[0]]
+    then = epochs[epochs["epoch"] == last][[*keys, "train_accuracy", "val_accuracy"]]
+    result = []
+    for side in sides:
+        merged = side[[name for name in kept if name in side]].merge(then, on=keys, how="left")
+        status = merged["status"].astype("str").where(merged["val_accuracy"].isna(), "completed")
+        gap = merged["train_accuracy"] - merged["val_accuracy"]
+        result.append(merged.assign(generalization_gap=gap, status=status))
+    return result, last

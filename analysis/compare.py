@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.trials import HYPERPARAMETERS, varied
+from trainables.setups import FORWARDS
 
 Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 # 97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom (any table of it).
@@ -27,7 +28,7 @@ def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _t95(freedom: int) -> float:
+def student_t95(freedom: int) -> float:
     """Return the 97.5 % quantile of Student's t distribution."""
     if freedom <= len(_T95):
         return _T95[freedom - 1]
@@ -47,7 +48,7 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float,
     finite, mean = _finite(values)
     if len(finite) < 2:
         return mean, math.nan, math.nan
-    half = _t95(len(finite) - 1) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    half = student_t95(len(finite) - 1) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
     return mean, mean - half, mean + half
 
 
@@ -90,8 +91,44 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
     freedom = min(len(a), len(b)) - 1
     if freedom < 1:
         return difference, math.nan, math.nan
-    half = _t95(freedom) * math.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
+    half = student_t95(freedom) * math.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
     return difference, difference - half, difference + half
+
+
+def paired_over_seeds(a: pd.Series, b: pd.Series) -> tuple[float, float, float, int]:
+    """Return the difference of two groups' means with its 95 % interval, and of how many seeds that is.
+
+    What the seeds have in common (the first weights, the order of images) is taken out where there are at least two
+    shared ones: the interval is Student's t over their differences. Else it is Welch's over both groups' seeds. It is
+    not the bootstrap: of three to ten values its 95 % interval covers 75 to 92 %.
+
+    Args:
+        a: a value of each trial, indexed by its seed; several of one seed are averaged.
+        b: likewise, of the other group.
+    """
+    a, b = (values.dropna().groupby(level=0).mean() for values in (a, b))
+    shared = a.index.intersection(b.index)
+    if len(shared) > 1:
+        return *mean_interval((a[shared] - b[shared]).to_numpy(dtype=np.float64)), len(shared)
+    return *difference_of_means(a.to_list(), b.to_list()), min(len(a), len(b))
+
+
+def best_configuration(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials of the configuration that is best in validation accuracy, averaged over seeds.
+
+    Only of those whose seeds were all trained to the end; without rows if there is none.
+    """
+    trials = trials[trials["seed"].notna()]
+    if trials.empty:
+        return trials
+    names = _configuration_columns(trials)
+    whole = (trials["status"] == "completed").groupby([trials[name] for name in names], observed=True).transform("all")
+    seen = trials[whole & trials["val_accuracy"].notna()]
+    if seen.empty:
+        return seen
+    configurations = seen.groupby(names, observed=True)
+    numbers, means = configurations.ngroup(), configurations["val_accuracy"].transform("mean")
+    return seen[numbers.to_numpy() == numbers.iloc[int(means.to_numpy().argmax())]]
 
 
 def recipe_columns(trials: pd.DataFrame) -> list[str]:
@@ -99,13 +136,22 @@ def recipe_columns(trials: pd.DataFrame) -> list[str]:
 
     Amounts (``lr``, ``weight_decay``, ...) are tuned within a recipe. Where only amounts vary, they are the recipe.
     """
-    names = [name for name in varied(trials) if name != "seed"]
+    names = _varied(trials)
     kinds = [
         name
         for name in names
         if not pd.api.types.is_numeric_dtype(trials[name]) or pd.api.types.is_bool_dtype(trials[name])
     ]
     return kinds or names
+
+
+def _varied(trials: pd.DataFrame) -> list[str]:
+    """Return the hyperparameters that vary, without the seed and what the setup decides."""
+    names = [name for name in varied(trials) if name != "seed"]
+    if "setup" not in names:
+        return names
+    own = trials.groupby("setup", observed=True)
+    return [name for name in names if name == "setup" or own[name].nunique().max() > 1]
 
 
 def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
@@ -121,7 +167,7 @@ def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
 def amount_columns(trials: pd.DataFrame) -> list[str]:
     """Return the hyperparameters that vary within a recipe, without the seed."""
     columns = recipe_columns(trials)
-    return [name for name in varied(trials) if name not in columns and name != "seed"]
+    return [name for name in _varied(trials) if name not in columns]
 
 
 def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
@@ -130,7 +176,8 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
     Configurations are compared by validation accuracy, averaged over seeds. A configuration counts as whole if all its
     seeds were trained to the end: of one that ASHA thinned out, only the lucky seeds would be left. A recipe is
     represented by one that is not whole only if it has no other, is then marked ``censored`` and stands after the
-    others.
+    others. Once a configuration was confirmed (see :func:`confirmed`), recipes are represented by such, and those that
+    are not stand after them: their accuracy is that of the luckiest.
 
     Args:
         trials: as :func:`analysis.load_trials` gives them.
@@ -140,9 +187,13 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
         One row a recipe: ``recipe``, the recipe's columns and the varied amounts, ``trial_ids``, ``num_seeds`` (with a
         result), ``num_seeds_asked``, ``num_trials`` (of the recipe), ``censored``, ``epochs``, ``val_accuracy`` with
         ``val_low`` and ``val_high`` (95 %: over seeds where there are several, else over images), ``train_accuracy``,
-        ``generalization_gap``.
+        ``generalization_gap``, ``train_seconds`` (mean of a trial), ``confirmed``; of the trials that were explained,
+        ``test_accuracy``, ``test_low``, ``test_high``, ``test_seeds``, and what their maps measure, with ``_low`` and
+        ``_high``, likewise.
     """
+    trials = confirmed(trials)
     columns, amounts = recipe_columns(trials), amount_columns(trials)
+    measured = [str(name) for name in trials if f"{name}_low" in trials]
     rows = []
     for _, group in trials.groupby(columns, observed=True, sort=False) if columns else [((), trials)]:
         candidates = []
@@ -150,62 +201,132 @@ def compare_recipes(trials: pd.DataFrame, num_val_images: int) -> pd.DataFrame:
             completed = asked["status"] == "completed"
             seen = asked[asked["val_accuracy"].notna() & (completed | (not completed.any()))]
             if len(seen):
-                whole = bool(completed.all())
-                candidates.append((whole, float(seen["val_accuracy"].mean()), asked, seen))
+                sure = bool(completed.all()), bool((asked["phase"] == "confirm").all())
+                candidates.append((*sure, float(seen["val_accuracy"].mean()), asked, seen))
         if not candidates:
             continue
-        whole, _, asked, best = max(candidates, key=lambda candidate: candidate[:2])
-        by_seed = best.groupby("seed")["val_accuracy"].mean()
-        mean, low, high = mean_interval(by_seed.to_numpy())
-        low, high = (max(0.0, low), min(1.0, high)) if len(by_seed) > 1 else wilson_interval(mean, num_val_images)
+        whole, again, _, asked, best = max(candidates, key=lambda candidate: candidate[:3])
+        num_test = best["num_test_images"].max() if "num_test_images" in best else 0
+        mean, low, high, seeds = _accuracy_over_seeds(best, "val_accuracy", num_val_images)
+        test_mean, test_low, test_high, test_seeds = _accuracy_over_seeds(best, "test_accuracy", num_test)
         first = best.iloc[0]
         rows.append(
             {
                 "recipe": recipe_name(first, columns),
                 **{name: first[name] for name in [*columns, *amounts]},
                 "trial_ids": tuple(best["trial_id"]),
-                "num_seeds": len(by_seed),
+                "num_seeds": seeds,
                 "num_seeds_asked": int(asked["seed"].nunique()),
                 "num_trials": len(group),
                 "censored": not whole,
+                "confirmed": again,
                 "epochs": int(best["epochs"].max()),
                 "val_accuracy": mean,
                 "val_low": low,
                 "val_high": high,
                 "train_accuracy": best["train_accuracy"].mean(),
                 "generalization_gap": best["generalization_gap"].mean(),
+                "train_seconds": best["train_seconds"].mean(),
+                "test_accuracy": test_mean,
+                "test_low": test_low,
+                "test_high": test_high,
+                "test_seeds": test_seeds,
+                **{key: value for name in measured for key, value in _measure_over_seeds(best, name).items()},
             }
         )
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).sort_values(["censored", "val_accuracy"], ascending=[True, False], ignore_index=True)
+    order = {"censored": True, "confirmed": False, "val_accuracy": False}
+    return pd.DataFrame(rows).sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+
+
+def _accuracy_over_seeds(trials: pd.DataFrame, name: str, num_images: float) -> tuple[float, float, float, int]:
+    """Return the mean over seeds, its interval (over seeds where there are several, else over images), and how many."""
+    if name not in trials or trials[name].isna().all():
+        return math.nan, math.nan, math.nan, 0
+    by_seed = trials.dropna(subset=name).groupby("seed")[name].mean()
+    mean, low, high = mean_interval(by_seed.to_numpy())
+    low, high = (max(0.0, low), min(1.0, high)) if len(by_seed) > 1 else wilson_interval(mean, int(num_images))
+    return mean, low, high, len(by_seed)
+
+
+def _measure_over_seeds(trials: pd.DataFrame, name: str) -> dict[str, float]:
+    by_seed = trials.dropna(subset=name).groupby("seed")[[name, f"{name}_low", f"{name}_high"]].mean()
+    mean, low, high = mean_interval(by_seed[name].to_numpy())
+    if len(by_seed) == 1:  # of its images
+        low, high = (float(by_seed[f"{name}{end}"].iloc[0]) for end in ("_low", "_high"))
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def by_budget(trials: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the trials of equal epochs and those of equal compute, of studies with ``equal_compute``.
+
+    Of equal compute are the trials of setups that cost no more than plain training, and of the others those that had
+    fewer epochs for it. Without such, the second table has no rows.
+    """
+    trials = trials[trials["seed"].notna()]  # a search that chooses as it goes has trials without settings yet
+    most = trials.groupby("run")["max_epochs"].transform("max") if "run" in trials else trials["max_epochs"].max()
+    shorter = trials["max_epochs"] < most
+    costs_more = trials["setup"].isin([setup for setup, cost in FORWARDS.items() if cost > FORWARDS["plain"]])
+    return trials[~shorter], trials[shorter == costs_more] if (shorter & costs_more).any() else trials.head(0)
+
+
+def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials that speak for their configurations.
+
+    Of a configuration whose fresh seeds were all trained to the end, those alone (``phase`` ``confirm``): that it was
+    chosen for its search trials makes these look better than it is. Of any other, its search trials.
+    """
+    names = _configuration_columns(trials)
+    again = trials[trials["phase"] == "confirm"]
+    done = (again["status"] == "completed").groupby([again[name] for name in names], observed=True).transform("all")
+    whole = again.loc[done[done].index]
+    settled = pd.MultiIndex.from_frame(trials[names]).isin(pd.MultiIndex.from_frame(whole[names]))
+    return trials[(trials["phase"] == "search") & ~settled | trials.index.isin(whole.index)]
+
+
+def _configuration_columns(trials: pd.DataFrame) -> list[str]:
+    return [*recipe_columns(trials), *amount_columns(trials), "max_epochs"]
+
+
+def top_configurations(trials: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Return the first trial of each of the k best configurations, best first.
+
+    The best configuration of each recipe comes before its others, then validation accuracy, averaged over seeds,
+    decides. Where any trial was completed, only such count.
+    """
+    seen = trials["val_accuracy"].notna()
+    if (completed := seen & (trials["status"] == "completed")).any():
+        seen = completed
+    return _best_first(trials[seen], recipe_columns(trials), _configuration_columns(trials)).head(k)
+
+
+def _best_first(seen: pd.DataFrame, recipe: Sequence[str], configuration: Sequence[str]) -> pd.DataFrame:
+    names = list(configuration)
+    means = seen.groupby(names, observed=True, sort=False)["val_accuracy"].transform("mean")
+    order = means.sort_values(ascending=False, kind="stable").index
+    first = seen.loc[order].drop_duplicates(names)
+    again = first.duplicated(list(recipe)) if recipe else pd.Series(False, index=first.index)
+    return pd.concat([first[~again], first[again]])
 
 
 def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     """Return the trials of the k configurations that are worth a look at the test set, best first.
 
-    The seeds of a configuration stand together. The best configuration of each recipe comes before its others, then
-    validation accuracy, averaged over seeds, decides. Trials that were stopped early count only where none was
-    completed, and only those with a checkpoint.
+    Only those with a checkpoint, and of a configuration that was confirmed only its fresh seeds; see
+    :func:`top_configurations`. The seeds of a configuration stand together.
     """
-    seen = trials[trials["val_accuracy"].notna()]
-    has_checkpoint = seen["checkpoint"].notna()
-    completed = seen["status"] == "completed"
-    if (completed & has_checkpoint).any():
-        seen, has_checkpoint = seen[completed], has_checkpoint[completed]
-    usable = seen[has_checkpoint]
-    columns, amounts = recipe_columns(trials), amount_columns(trials)
-    keys = [*columns, *amounts]
-    if usable.empty or not keys:
-        return usable.sort_values("val_accuracy", ascending=False, kind="stable") if k else usable.head(0)
+    trials = confirmed(trials)
+    seen = trials["val_accuracy"].notna()
+    kept = seen & trials["checkpoint"].notna()
+    if (completed := kept & (trials["status"] == "completed")).any():
+        kept, seen = completed, seen & (trials["status"] == "completed")
+    names = _configuration_columns(trials)
     # The mean is over all seeds, also over those whose checkpoints were let go.
-    means = seen.groupby(keys, observed=True, sort=False).agg({"val_accuracy": "mean", "checkpoint": "count"})
-    means = means[means["checkpoint"] > 0].sort_values("val_accuracy", ascending=False, kind="stable")
-    ranked = means.reset_index()[keys]
-    again = ranked.duplicated(columns)
-    ranked = pd.concat([ranked[~again], ranked[again]]).head(k).assign(_rank=range(min(k, len(ranked))))
-    ordered = usable.reset_index().merge(ranked, on=keys).sort_values(["_rank", "seed"], kind="stable")
-    return usable.loc[ordered["index"]]
+    has_kept = kept.groupby([trials[name] for name in names], observed=True, dropna=False).transform("any")
+    best = _best_first(trials[seen & has_kept], recipe_columns(trials), names).head(k)[names]
+    chosen = trials[kept].reset_index().merge(best.assign(_rank=range(len(best))), on=names)
+    return trials.loc[chosen.sort_values(["_rank", "seed"], kind="stable")["index"]]
 
 
 def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:

@@ -20,27 +20,38 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import figures
+from analysis.claims import decide
 from analysis.compare import (
     amount_columns,
     asha_savings,
+    by_budget,
     compare_recipes,
     difference_of_means,
-    mean_interval,
     paired_difference,
     recipe_columns,
     recipe_name,
     top_trials,
-    wilson_interval,
 )
 from analysis.explanations import Explanation, explain_trials, load_test_data
-from analysis.maps_in_words import claim_rows, looks_at, measure_table
+from analysis.health import search_space_health
+from analysis.in_words import MAP_TITLES, claim_rows, looks_at, measure_table, undecidable
+from analysis.measures import OWN
 from analysis.remote import RunPath, is_uri, local_run, source
 from analysis.tables import interval, percent
-from analysis.trials import HYPERPARAMETERS, RunError, load_epochs, load_trials, read_study, varied
+from analysis.trials import (
+    HYPERPARAMETERS,
+    RunError,
+    check_comparable,
+    load_epochs,
+    load_trials,
+    read_study,
+    varied,
+)
 from trainables.data import ImageData
 
 PANEL_RIGHT, PANEL_WRONG = 5, 3
 PANEL_NETWORKS = 4  # side by side; more would not be legible
+MAX_WARNINGS = 6
 
 
 @dataclass(frozen=True)
@@ -91,26 +102,20 @@ def write_report(
     """
     output = output or (Path(f"{Path(str(runs[0])).name}-report") if is_uri(runs[0]) else Path(runs[0]) / "report")
     folders = [local_run(run) for run in runs]
+    check_comparable(folders)
     studies = [read_study(folder) for folder in folders]
-    check_comparable(folders, studies)
-    trials = load_trials(folders)
-    epochs = load_epochs(folders)
+    trials, epochs = _load(load_trials, folders), _load(load_epochs, folders)
     if not trials["val_accuracy"].notna().any():
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
         raise RunError(f"{', '.join(map(source, folders))}: no trial has a finished epoch to report on ({counts})")
-    if len(folders) > 1:
-        # The same settings may have been run twice; their curves must not become one.
-        for frame in (trials, epochs):
-            names = [Path(source(folder)).name for folder in folders]
-            prefixes = names if len(set(names)) == len(names) else [source(folder) for folder in folders]
-            shown = {str(run): f"{prefix}/" for run, prefix in zip(folders, prefixes, strict=True)}
-            frame["trial_id"] = frame["run"].map(shown) + frame["trial_id"]
     num_val = int(studies[0]["data"]["num_val_images"])
-    recipes = compare_recipes(trials, num_val)
     chosen = top_trials(trials, top)
     data, explanations = _explain(folders, chosen, data_dir, device, address, tell) if len(chosen) else (None, [])
-    recipes = _with_test(recipes, explanations)
-    trials["test_accuracy"] = trials["trial_id"].map({e.trial_id: e.accuracy for e in explanations}).astype("float64")
+    if explanations:  # which are columns of the trials now
+        trials = _load(load_trials, folders)
+    equal_epochs, equal_compute = by_budget(trials)
+    recipes = compare_recipes(equal_epochs, num_val)
+    claims = _decide(explanations, trials, epochs, studies)
 
     pictures = _pictures(trials, epochs, recipes, chosen, data, explanations)
     context = {
@@ -118,12 +123,16 @@ def write_report(
         "studies": studies,
         "data": studies[0]["data"],
         "versions": studies[0]["versions"],
-        "headline": _headline(recipes, explanations, trials, num_val, len(data) if data else 0),
+        "headline": _headline(recipes, explanations, trials, num_val, len(data) if data else 0, source(folders[0])),
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
         "looks_at": looks_at(explanations[0], data) if data and explanations else "",
         "measures": measure_table(explanations[0]) if explanations else None,
-        "claims": claim_rows(explanations) if explanations else [],
+        "claims": claim_rows(claims),
+        "undecidable": undecidable(claims),
+        "warnings": search_space_health(trials, num_val)["text"].head(MAX_WARNINGS).to_list(),
+        "equal_compute": _recipe_rows(compare_recipes(equal_compute, num_val)),
+        "map_columns": _map_columns(recipes),
         "pictures": pictures,
         "counts": {str(k): int(n) for k, n in trials["status"].value_counts().items() if n},
         "trials": _trial_rows(trials),
@@ -139,24 +148,25 @@ def write_report(
     return output / "report.html"
 
 
-def check_comparable(runs: Sequence[Path], studies: Sequence[dict[str, Any]]) -> None:
-    """See that runs are over the same images.
+def _load(load: Callable[[Sequence[Path]], pd.DataFrame], folders: Sequence[Path]) -> pd.DataFrame:
+    """Return the table of all runs. Where they are several, trials get the run's name before their own."""
+    table = load(folders)
+    if len(folders) > 1:
+        # The same settings may have been run twice; their curves must not become one.
+        names = [Path(source(folder)).name for folder in folders]
+        prefixes = names if len(set(names)) == len(names) else [source(folder) for folder in folders]
+        shown = {str(run): f"{prefix}/" for run, prefix in zip(folders, prefixes, strict=True)}
+        table["trial_id"] = table["run"].map(shown) + table["trial_id"]
+    return table
 
-    Raises:
-        RunError: if they are not, or a run is given twice.
-    """
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise RunError(f"{', '.join(map(source, runs))}: the same run is given twice")
-    for run, study in zip(runs, studies, strict=True):
-        if study["data"]["fingerprint"] != studies[0]["data"]["fingerprint"]:
-            raise RunError(
-                f"{source(run)} and {source(runs[0])} were trained on different images: accuracies cannot be compared"
-            )
-        for name in ("val_fraction", "seed"):
-            if study["settings"].get(name) != studies[0]["settings"].get(name):
-                raise RunError(
-                    f"{source(run)} and {source(runs[0])} differ in {name}, so they were validated on different images"
-                )
+
+def _decide(
+    explanations: Sequence[Explanation], trials: pd.DataFrame, epochs: pd.DataFrame, studies: Sequence[dict[str, Any]]
+) -> pd.DataFrame:
+    """Return the claims, decided on the networks explained now and, where these lasted equally long, all trials."""
+    tables = [explanation.measures.assign(trial_id=explanation.trial_id) for explanation in explanations]
+    same = len({study["settings"].get("max_epochs") for study in studies}) == 1
+    return decide(pd.concat(tables, ignore_index=True) if tables else None, trials if same else None, epochs)
 
 
 def _explain(
@@ -177,30 +187,13 @@ def _explain(
     return data, [found[trial_id] for trial_id in chosen["trial_id"]]
 
 
-def _with_test(recipes: pd.DataFrame, explanations: Sequence[Explanation]) -> pd.DataFrame:
-    by_id = {e.trial_id: e for e in explanations}
-    values = []
-    for ids in recipes["trial_ids"]:
-        measured = [by_id[i] for i in ids if i in by_id]
-        mean, low, high = mean_interval([e.accuracy for e in measured])
-        if len(measured) == 1:
-            low, high = wilson_interval(mean, len(measured[0].labels))
-        low, high = np.clip([low, high], 0, 1)  # NaN stays
-        values.append((mean, low, high, len(measured)))
-    return recipes.assign(
-        **{
-            name: [value[i] for value in values]
-            for i, name in enumerate(("test_accuracy", "test_low", "test_high", "test_seeds"))
-        }
-    )
-
-
 def _headline(
     recipes: pd.DataFrame,
     explanations: Sequence[Explanation],
     trials: pd.DataFrame,
     num_val: int,
     num_test: int,
+    run: str,
 ) -> dict[str, str]:
     """Say in plain words what won, by how much and how sure that is."""
     first = recipes.iloc[0]
@@ -212,13 +205,13 @@ def _headline(
     seeds = int(first["num_seeds"])
     if seeds > 1:
         of = "" if seeds == first["num_seeds_asked"] else f" of {first['num_seeds_asked']}"
-        sure = f"Mean of {seeds}{of} seeds; the 95 % interval is over seeds."
+        sure = f"Mean of {seeds}{of} {'fresh ' if first['confirmed'] else ''}seeds; the 95 % interval is over seeds."
     else:
         on = f"{num_test:,} test and {num_val:,} validation images" if first["test_seeds"] else f"{num_val:,} images"
         sure = (
             f"One seed. The 95 % interval covers which images were drawn ({on}), not the chance in training: "
-            "another seed may rank close recipes differently. Repeat with space.seed=[0,1,2] early_stopping=none "
-            "before you rely on it."
+            "another seed may rank close recipes differently. Confirm it before you rely on it: "
+            f"python -m study confirm {run}."
         )
     by = "There is no other recipe to compare with."
     if len(recipes) > 1:
@@ -256,6 +249,19 @@ def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Expl
     return f"; {what} {numbers}: {verdict}"
 
 
+def _map_columns(recipes: pd.DataFrame) -> dict[str, str]:
+    """Return the measures of maps that stand beside accuracy, with their titles: on the object, where it is known."""
+    for measure, title in (("energy_on_object", "on the object"), ("grid_pointing", "on its image of four")):
+        names = {f"{name}_{measure}": f"{MAP_TITLES[name]} {title}" for name in OWN}
+        if set(names) <= set(recipes):
+            return names
+    return {}
+
+
+def _share(row: pd.Series, name: str) -> str:
+    return interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
+
+
 def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for _, row in recipes.iterrows():
@@ -270,6 +276,8 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
                 "seeds": row["num_seeds"]
                 if row["num_seeds"] == row["num_seeds_asked"]
                 else f"{row['num_seeds']} of {row['num_seeds_asked']}",
+                "minutes": "–" if pd.isna(row["train_seconds"]) else f"{row['train_seconds'] / 60:.1f}",
+                "maps": [_share(row, name) for name in _map_columns(recipes)],
                 "gap": "–" if pd.isna(gap) else f"{100 * gap:+.1f}".replace("-", "−"),
                 "trial": ", ".join(row["trial_ids"]),
             }
@@ -300,11 +308,11 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "trial_id": row["trial_id"],
-            "status": row["status"],
+            "status": row["status"] + (" (confirmation)" if row["phase"] == "confirm" else ""),
             "epochs": row["epochs"],
             "val": percent(row["val_accuracy"], 2),
             "train": percent(row["train_accuracy"], 2),
-            "test": percent(row["test_accuracy"], 2),
+            "test": percent(row.get("test_accuracy", np.nan), 2),
             "note": next((_short(row[name]) for name in ("stop_reason", "error") if pd.notna(row[name])), ""),
             "values": ["" if pd.isna(row[name]) else row[name] for name in names],
         }

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -27,6 +28,7 @@ HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("
 _DTYPES: dict[Any, str] = {int: "Int64", bool: "boolean", float: "float64"}
 ENDED = ["completed", "stopped", "diverged", "failed"]
 STATUSES = ["pending", "running", *ENDED]
+PHASES = ["search", "confirm"]
 EPOCH_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
     "epoch": "int64",
@@ -42,6 +44,7 @@ TRIAL_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
     "status": pd.CategoricalDtype(STATUSES),
     "stop_reason": "str",
+    "phase": pd.CategoricalDtype(PHASES),
     "seed": "Int64",
     "epochs": "int64",
     "max_epochs": "Int64",
@@ -95,6 +98,7 @@ class _Trial:
 
     trial_id: str
     settings: dict[str, Any]
+    phase: str = "search"
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     started: int = 0  # attempt that started it last
     ended: str = ""  # completed, failed
@@ -143,12 +147,13 @@ def load_trials(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
         A DataFrame with the columns of ``TRIAL_COLUMNS`` and then one for each hyperparameter, under its own name.
         ``val_accuracy``, ``val_loss`` and ``train_accuracy`` are those of ``best_epoch``, the epoch of the highest
         validation accuracy (of equals the last, whose checkpoint is kept); accuracies are fractions in [0, 1].
-        ``generalization_gap`` is train minus validation accuracy there. ``checkpoint`` is the path of that epoch's
-        checkpoint. What is not known is missing (NaN or <NA>).
+        ``generalization_gap`` is train minus validation accuracy there, both of images as they are, in eval mode.
+        ``checkpoint`` is the path of that epoch's checkpoint. ``phase`` is ``search``, or ``confirm`` for the fresh
+        seeds of ``python -m study confirm``. What is not known is missing (NaN or <NA>).
 
-        Where trials were explained (by the report, or ``python -m analysis explain``), there follow ``test_accuracy``
-        and the measures of their maps on test images, for example ``saliency_energy_on_object``, as mean and, with
-        ``_low`` and ``_high``, 95 % interval over images; see :mod:`analysis.measures`.
+        Where trials were explained (by the report, or ``python -m analysis explain``), there follow ``test_accuracy``,
+        ``num_test_images`` and the measures of their maps on test images, for example ``saliency_energy_on_object``, as
+        mean and, with ``_low`` and ``_high``, 95 % interval over images; see :mod:`analysis.measures`.
 
     Raises:
         RunError: if a directory is no run.
@@ -246,7 +251,9 @@ def _trial_table(run: Path) -> pd.DataFrame:
     settings = read_study(run)["settings"]
     asked = settings.get("num_trials") or 0 if settings.get("search") == "optuna" else 0
     # A search that chooses as it goes has not yet said what its last trials are: they are asked for all the same.
-    rows += [{"trial_id": f"pending-{i + 1}", "status": "pending", "epochs": 0} for i in range(len(rows), asked)]
+    found = sum(row["phase"] == "search" for row in rows)
+    nothing = {"status": "pending", "phase": "search", "epochs": 0}
+    rows += [{"trial_id": f"pending-{i + 1}", **nothing} for i in range(found, asked)]
     frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS])
     fields = TrialSettings.model_fields
     kinds = TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS}
@@ -264,7 +271,7 @@ def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, flo
         return {}
     columns = {}
     for name, value in summary.items():
-        if name == "test_accuracy" and isinstance(value, float):
+        if name in ("test_accuracy", "num_test_images") and isinstance(value, float | int):
             columns[name] = value
         elif _MEASURE.fullmatch(name) and isinstance(value, dict):
             parts = {"": value.get("mean"), "_low": value.get("low"), "_high": value.get("high")}
@@ -292,6 +299,7 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
         "trial_id": trial.trial_id,
         "status": status,
         "stop_reason": trial.stop_reason or None,
+        "phase": trial.phase,
         "error": None if status in ENDED and status != "failed" else trial.error or None,
         "epochs": len(rows),
     }
@@ -316,10 +324,11 @@ def _read_run(run: Path) -> _Run:
     read_study(run)
     read = _Run()
     manifest = _read_json(run / "manifest.json")
-    entries = manifest.get("trials") if isinstance(manifest, dict) else None
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and _is_id(entry.get("trial_id")):
-            read.trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"])
+    for part, phase in (("trials", "search"), ("confirmations", "confirm")):
+        entries = manifest.get(part) if isinstance(manifest, dict) else None
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and _is_id(entry.get("trial_id")):
+                read.trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"], phase)
     for event in _read_lines(run / "events.jsonl"):
         try:
             _read_event(event, read)
@@ -415,3 +424,34 @@ def varied(trials: pd.DataFrame) -> Sequence[str]:
     """Return the hyperparameters (and ``seed``) that differ between trials, in their usual order."""
     names = [*HYPERPARAMETERS, "seed"]
     return [name for name in names if name in trials and trials[name].dropna().nunique() > 1]
+
+
+def settings_of(row: pd.Series) -> TrialSettings:
+    """Return the settings of a trial, given its row of :func:`load_trials`."""
+    names = TrialSettings.model_fields
+    return TrialSettings(**{n: row[n].item() if isinstance(row[n], np.generic) else row[n] for n in names})
+
+
+def check_comparable(runs: Sequence[Path], *, same_epochs: bool = False) -> None:
+    """See that trials of several runs can stand beside each other: trained and validated on the same images.
+
+    Args:
+        runs: run directories.
+        same_epochs: whether they must have been trained for as many epochs, too.
+
+    Raises:
+        RunError: if they are not, or a run is given twice.
+    """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise RunError(f"{', '.join(map(source, runs))}: the same run is given twice")
+    studies = [read_study(run) for run in runs]
+    for run, study in zip(runs, studies, strict=True):
+        both = f"{source(run)} and {source(runs[0])}"
+        if study["data"].get("fingerprint") != studies[0]["data"].get("fingerprint"):
+            raise RunError(f"{both} were trained on different images: accuracies cannot be compared")
+        for name in ("val_fraction", "seed"):
+            if study["settings"].get(name) != studies[0]["settings"].get(name):
+                raise RunError(f"{both} differ in {name}, so they were validated on different images")
+        lengths = [entry["settings"].get("max_epochs") for entry in (study, studies[0])]
+        if same_epochs and lengths[0] != lengths[1]:
+            raise RunError(f"{both} trained for {lengths[0]} and {lengths[1]} epochs: claims compare equal trainings")

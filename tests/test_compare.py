@@ -7,29 +7,37 @@ import pytest
 
 from analysis import accuracy_over, asha_savings, compare_recipes, top_trials
 from analysis.compare import (
+    best_configuration,
     bootstrap_interval,
+    by_budget,
+    confirmed,
     difference_of_means,
     mean_interval,
     paired_difference,
     recipe_columns,
     recipe_name,
+    top_configurations,
     wilson_interval,
 )
-from analysis.trials import STATUSES, varied
+from analysis.trials import PHASES, STATUSES, varied
 
 NAN = float("nan")
 DEFAULTS = {
     "status": "completed",
+    "phase": "search",
     "seed": 0,
     "epochs": 9,
     "max_epochs": 9,
     "val_accuracy": 0.5,
     "train_accuracy": 0.6,
+    "train_seconds": 60.0,
+    "setup": "augmentation",
     "optimizer": "sgd",
     "lr": 0.1,
     "weight_decay": 5e-4,
     "batch_size": 128,
     "augmentation": "none",
+    "cutout": 0,
     "normalize": True,
     "dropout": 0.0,
     "width": 64,
@@ -41,7 +49,7 @@ def table(*rows: dict[str, Any]) -> pd.DataFrame:
     frame = pd.DataFrame([{"trial_id": f"t{i}", "checkpoint": f"c{i}"} | DEFAULTS | row for i, row in enumerate(rows)])
     frame["generalization_gap"] = frame["train_accuracy"] - frame["val_accuracy"]
     types = {"status": pd.CategoricalDtype(STATUSES), "seed": "Int64", "max_epochs": "Int64", "val_accuracy": float}
-    return frame.astype(types | {"checkpoint": "str"})
+    return frame.astype(types | {"checkpoint": "str", "phase": pd.CategoricalDtype(PHASES)})
 
 
 # --- intervals ---
@@ -381,13 +389,14 @@ def test_top_trials_are_completed_and_first_of_different_recipes():
 
 
 def test_top_trials_are_stopped_ones_where_none_was_completed():
-    trials = table({"status": "stopped", "val_accuracy": 0.1}, {"status": "stopped", "val_accuracy": 0.2})
+    trials = table(*({"status": "stopped", "val_accuracy": lr, "lr": lr} for lr in (0.1, 0.2)))
     assert top_trials(trials, 3)["trial_id"].to_list() == ["t1", "t0"]
 
 
-def test_top_trials_of_one_recipe_are_ranked_by_accuracy():
-    trials = table({"val_accuracy": 0.6}, {"val_accuracy": 0.8, "seed": 1}, {"val_accuracy": 0.7, "seed": 2})
-    assert top_trials(trials, 3)["trial_id"].to_list() == ["t1", "t2", "t0"]
+def test_seeds_of_one_configuration_stand_by_seed_also_where_it_is_the_only_one():
+    trials = table({"val_accuracy": 0.6, "seed": 2}, {"val_accuracy": 0.8}, {"val_accuracy": 0.7, "seed": 1})
+    for k in (1, 3):
+        assert top_trials(trials, k)["trial_id"].to_list() == ["t1", "t2", "t0"]
     assert top_trials(table({}), 3)["trial_id"].to_list() == ["t0"]
 
 
@@ -474,3 +483,114 @@ def test_what_varies_is_told_in_the_usual_order():
     assert varied(table({"seed": 1, "lr": 0.5, "optimizer": "adam"}, {})) == ["optimizer", "lr", "seed"]
     assert varied(table({})) == []
     assert varied(table({"dropout": NAN}, {"dropout": 0.5})) == []
+
+
+# --- confirmations, budgets, setups ---
+
+
+def searched_and_confirmed(**last: Any) -> pd.DataFrame:
+    return table(
+        {"lr": 0.1, "val_accuracy": 0.9},
+        {"lr": 0.01, "val_accuracy": 0.6},
+        {"lr": 0.1, "val_accuracy": 0.7, "seed": 5, "phase": "confirm"},
+        {"lr": 0.1, "val_accuracy": 0.7, "seed": 6, "phase": "confirm", **last},
+    )
+
+
+def test_fresh_seeds_speak_for_their_configuration_once_all_are_trained():
+    assert confirmed(searched_and_confirmed())["trial_id"].to_list() == ["t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize("status", ["pending", "running", "stopped", "failed", "diverged"])
+def test_unfinished_confirmations_do_not_count_yet(status):
+    assert confirmed(searched_and_confirmed(status=status))["trial_id"].to_list() == ["t0", "t1"]
+
+
+def test_without_confirmations_all_trials_speak():
+    trials = table(*AMOUNTS)
+    pd.testing.assert_frame_equal(confirmed(trials), trials)
+
+
+def test_confirmed_recipes_come_first():
+    trials = table(
+        {"optimizer": "adam", "val_accuracy": 0.9},
+        {"optimizer": "sgd", "val_accuracy": 0.8},
+        {"optimizer": "sgd", "val_accuracy": 0.6, "seed": 5, "phase": "confirm"},
+        {"optimizer": "sgd", "val_accuracy": 0.7, "seed": 6, "phase": "confirm"},
+        {"optimizer": "sgd", "lr": 0.5, "val_accuracy": 0.95},
+    )
+    recipes = compare_recipes(trials, 50)
+    assert recipes["recipe"].to_list() == ["sgd", "adam"]
+    assert recipes["confirmed"].to_list() == [True, False]
+    assert recipes["trial_ids"].to_list() == [("t2", "t3"), ("t0",)]
+    assert recipes["val_accuracy"].to_list() == pytest.approx([0.65, 0.9])
+
+
+def test_what_was_measured_on_test_images_stands_with_its_interval():
+    rows = [{"seed": i, "test_accuracy": 0.5 + 0.1 * i, "num_test_images": 100} for i in range(2)]
+    trials = table(*rows).assign(
+        saliency_gini=[0.2, 0.4],
+        saliency_gini_low=[0.1, 0.3],
+        saliency_gini_high=[0.3, 0.5],
+        train_seconds=[60.0, 80.0],
+    )
+    both, one = compare_recipes(trials, 50).iloc[0], compare_recipes(trials[:1], 50).iloc[0]
+    # 0.55 -+ 12.706 * 0.05 and 0.3 -+ 12.706 * 0.1; accuracies stay in [0, 1].
+    assert tuple(both[["test_accuracy", "test_low", "test_high", "test_seeds"]]) == pytest.approx((0.55, 0.0, 1.0, 2))
+    assert tuple(both[["saliency_gini", "saliency_gini_low"]]) == pytest.approx((0.3, -0.9706))
+    assert both["train_seconds"] == 70
+    # Of one seed the intervals are over images.
+    assert tuple(one[["test_low", "test_high"]]) == pytest.approx(wilson_interval(0.5, 100))
+    assert tuple(one[["saliency_gini_low", "saliency_gini_high"]]) == (0.1, 0.3)
+
+
+def test_what_the_setup_decides_is_no_part_of_a_recipe():
+    setups = [{"setup": "augmentation", "augmentation": "flip+crop"}, {"setup": "plain"}]
+    assert recipe_columns(table(*setups)) == ["setup"]
+    more = [*setups, {"setup": "augmentation", "augmentation": "flip"}]
+    assert recipe_columns(table(*more)) == ["setup", "augmentation"]
+
+
+COSTS = [
+    {"setup": "plain"},
+    {"setup": "augmentation", "augmentation": "flip"},
+    {"setup": "saliency"},
+    {"setup": "saliency", "max_epochs": 3, "epochs": 3},
+    {"setup": "gradcam", "max_epochs": 5, "epochs": 5},
+]
+
+
+def test_trials_of_equal_epochs_and_of_equal_compute_by_hand():
+    equal_epochs, equal_compute = by_budget(table(*COSTS))
+    assert equal_epochs["trial_id"].to_list() == ["t0", "t1", "t2"]
+    assert equal_compute["trial_id"].to_list() == ["t0", "t1", "t3", "t4"]
+    assert by_budget(table(*COSTS[:3]))[1].empty
+
+
+def test_budgets_are_those_of_each_run():
+    short = table(*({**row, "max_epochs": row.get("max_epochs", 9) * 2} for row in COSTS))
+    both = pd.concat([table(*COSTS).assign(run="a"), short.assign(run="b")], ignore_index=True)
+    equal_epochs, equal_compute = by_budget(both)
+    assert equal_epochs["trial_id"].to_list() == ["t0", "t1", "t2"] * 2
+    assert equal_compute["trial_id"].to_list() == ["t0", "t1", "t3", "t4"] * 2
+
+
+def test_trials_that_a_search_has_not_yet_chosen_are_no_configuration():
+    trials = table(*COSTS)
+    pending = pd.DataFrame([{"trial_id": "pending-6", "status": "pending", "phase": "search", "epochs": 0}])
+    both = pd.concat([trials, pending], ignore_index=True).astype({n: trials.dtypes[n] for n in ("status", "phase")})
+    assert best_configuration(both)["trial_id"].to_list() == best_configuration(trials)["trial_id"].to_list()
+    assert by_budget(both)[1]["trial_id"].to_list() == ["t0", "t1", "t3", "t4"]
+
+
+def test_the_best_configuration_is_whole():
+    trials = table({"val_accuracy": 0.6}, {"lr": 0.5, "val_accuracy": 0.9}, {"lr": 0.5, "status": "stopped", "seed": 1})
+    assert best_configuration(trials)["trial_id"].to_list() == ["t0"]
+    assert best_configuration(trials[1:]).empty
+    assert best_configuration(trials.head(0)).empty
+
+
+def test_top_configurations_are_first_of_different_recipes():
+    rows = [("sgd", 0.1, 0.9), ("sgd", 0.01, 0.8), ("adam", 0.1, 0.5), ("adam", 0.01, 0.6)]
+    trials = table(*({"optimizer": name, "lr": lr, "val_accuracy": value} for name, lr, value in rows))
+    assert top_configurations(trials, 3)["trial_id"].to_list() == ["t0", "t3", "t1"]

@@ -218,15 +218,6 @@ def test_runs_over_other_images_are_refused(run: Path, finished_run: Path) -> No
         write_report([run, finished_run])
 
 
-@pytest.mark.parametrize(("name", "value"), [("val_fraction", 0.5), ("seed", 7)])
-def test_runs_validated_on_other_images_are_refused(run: Path, finished_run: Path, name: str, value: float) -> None:
-    study = yaml.safe_load((run / "study.yaml").read_text())
-    study["settings"][name] = value
-    (run / "study.yaml").write_text(yaml.safe_dump(study))
-    with pytest.raises(RunError, match=f"differ in {name}"):
-        write_report([run, finished_run])
-
-
 def test_the_same_run_twice_is_refused(run: Path) -> None:
     with pytest.raises(RunError, match="given twice"):
         write_report([run, run])

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from analysis import RunError, load_decisions, load_epochs, load_trials, read_study, varied
-from analysis.trials import Faults, is_running, load_checkpoints, load_faults, open_attempt
+from analysis.trials import Faults, check_comparable, is_running, load_checkpoints, load_faults, open_attempt
 from study.events import EventLog
 from trainables import CheckpointError, TrialSettings, load_model
 from trainables.checkpoint import FORMAT
@@ -227,6 +227,7 @@ def test_columns_have_their_order_and_types(run):
         "trial_id": "str",
         "status": statuses,
         "stop_reason": "str",
+        "phase": pd.CategoricalDtype(["search", "confirm"]),
         "seed": "Int64",
         "epochs": "int64",
         "max_epochs": "Int64",
@@ -247,6 +248,7 @@ def test_columns_have_their_order_and_types(run):
         "schedule": "str",
         "warmup_epochs": "float64",
         "ema_decay": "float64",
+        "setup": "str",
         "resolution": "str",
         "augmentation": "str",
         "cutout": "Int64",
@@ -916,3 +918,47 @@ def test_weights_with_code_in_them_are_refused(tmp_path, zipped):
     with pytest.raises(CheckpointError, match=r"weights\.pt"):
         load_model(tmp_path, "cpu")
     assert not touched.exists()
+
+
+# --- check_comparable ---
+
+
+def two_runs(folder: Path, fingerprint: str = "a", **changed: Any) -> list[Path]:
+    """Two runs, the second with what was changed."""
+    same = {"val_fraction": 0.1, "seed": 0, "max_epochs": 9}
+    runs = [make_run(folder / name, {}, **values) for name, values in (("one", same), ("two", same | changed))]
+    for run, of in zip(runs, ("a", fingerprint), strict=True):
+        study = yaml.safe_load((run / "study.yaml").read_text())
+        (run / "study.yaml").write_text(yaml.safe_dump(study | {"data": {"fingerprint": of}}))
+    return runs
+
+
+def test_runs_over_the_same_images_can_be_compared(tmp_path):
+    check_comparable(two_runs(tmp_path), same_epochs=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fingerprint": "b"}, "two and .*one were trained on different images"),
+        ({"val_fraction": 0.5}, "two and .*one differ in val_fraction, so"),
+        ({"seed": 7}, "two and .*one differ in seed, so"),
+    ],
+)
+def test_runs_over_other_images_cannot_be_compared(tmp_path, changed, message):
+    with pytest.raises(RunError, match=message):
+        check_comparable(two_runs(tmp_path, **changed))
+
+
+def test_runs_of_other_epochs_can_be_compared_but_where_it_matters(tmp_path):
+    runs = two_runs(tmp_path, max_epochs=3)
+    check_comparable(runs)
+    with pytest.raises(RunError, match=r"two and .*one trained for 3 and 9 epochs"):
+        check_comparable(runs, same_epochs=True)
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    run, _ = two_runs(tmp_path)
+    for again in (run, run / ".." / "one"):
+        with pytest.raises(RunError, match="the same run is given twice"):
+            check_comparable([run, again])

@@ -1,4 +1,4 @@
-"""What the report says of maps: measures and claims, for people to read."""
+"""What the report says of maps and claims, for people to read."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.claims import decide
 from analysis.compare import bootstrap_interval
 from analysis.explanations import Explanation
 from analysis.measures import OWN
@@ -79,24 +78,49 @@ def measure_table(best: Explanation) -> dict[str, Any]:
     }
 
 
-def claim_rows(explanations: Sequence[Explanation]) -> list[dict[str, str]]:
-    """Return the claims that the explained networks decide, each with its verdict and what it rests on."""
-    measures = pd.concat([e.measures.assign(trial_id=e.trial_id) for e in explanations], ignore_index=True)
+def claim_rows(claims: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the claims that could be decided, each with its verdict and what it rests on.
+
+    Args:
+        claims: as :func:`analysis.decide` gives them.
+    """
     rows = []
-    for (claim, verdict), group in decide(measures).groupby(["claim", "verdict"], sort=False):
-        rivals, controls = group[~group["control"]], group[group["control"]]
+    for (claim, verdict), group in claims[claims["verdict"] != "no data"].groupby(["claim", "verdict"], sort=False):
+        made = group[group["n"].notna()]
+        rivals, controls = made[~made["control"]], made[made["control"]]
         evidence = "; ".join(_in_words(row) for _, row in rivals.iterrows())
         if len(controls):
             lost = [_in_words(row) for _, row in controls[controls["holds"] != "yes"].iterrows()]
-            evidence += f". Of {len(controls)} comparisons with controls {len(controls) - len(lost)} hold"
-            evidence += f", not {'; '.join(lost)}" if lost else ""
-        images = sorted(set(group["num_images"]))
-        count = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": f"{evidence}.", "num_images": count})
+            of = "the comparison with a control" if len(controls) == 1 else f"{len(controls)} comparisons with controls"
+            evidence += f". Of {of} {len(controls) - len(lost)} hold" + (f", not {'; '.join(lost)}" if lost else "")
+        if missing := group[group["n"].isna()]["reason"].unique().tolist():
+            evidence += f". Not compared: {'; '.join(missing)}"
+        counts = [f"{_range(part['n'])} {unit}" for unit, part in made.groupby("unit", sort=False)]
+        rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": f"{evidence}.", "n": ", ".join(counts)})
     return rows
 
 
+def undecidable(claims: pd.DataFrame) -> list[str]:
+    """Return the claims for which there are no data, each with the reason."""
+    missing = claims[(claims["verdict"] == "no data") & ~claims["control"]].drop_duplicates("claim")
+    return [f"{row['claim'].rstrip('.')}: {row['reason']}" for _, row in missing.iterrows()]
+
+
+def _range(counts: pd.Series) -> str:
+    least, most = int(counts.min()), int(counts.max())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def _in_words(row: pd.Series) -> str:
+    numbers = (row["difference"], row["low"], row["high"])
+    if row["unit"] == "seeds":
+        what = {"val_accuracy": "validation accuracy", "generalization_gap": "train − validation accuracy"}
+        at = f" at epoch {row['epoch']}" if pd.notna(row["epoch"]) else ""
+        least = f" (more than {100 * row['by']:+.0f} is asked)" if row["by"] else ""
+        points = _difference_in_words([100 * value for value in numbers], 1)
+        measure = what.get(row["measure"], row["measure"])
+        return f"{measure}{at}, {row['of']} against {row['than']}: {points} points{least}"
+
     def title(titles: dict[str, str], name: str) -> str:
         words = titles.get(name, name)
         return words if words == "Grad-CAM" else words[0].lower() + words[1:]
@@ -104,5 +128,10 @@ def _in_words(row: pd.Series) -> str:
     measure = title(MEASURE_TITLES, row["measure"])
     if pd.notna(row["below"]):
         measure = f"share of images with {measure} below {row['below']:g}"
-    numbers = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})".replace("-", "−")
-    return f"{measure}, {title(MAP_TITLES, row['map'])} against {title(MAP_TITLES, row['than'])}: {numbers}"
+    against = f"{title(MAP_TITLES, row['of'])} against {title(MAP_TITLES, row['than'])}"
+    return f"{measure}, {against}: {_difference_in_words(numbers, 2)}"
+
+
+def _difference_in_words(numbers: Sequence[float], digits: int) -> str:
+    difference, low, high = (f"{number:+.{digits}f}".replace("-", "−") for number in numbers)
+    return f"{difference} ({low} to {high})" if math.isfinite(numbers[1]) else f"{difference} (one seed)"
