@@ -1,7 +1,7 @@
 """Run directory -> DataFrames -> comparisons -> report."""
 
 from analysis.claims import Claim, MapComparison, TrialComparison, decide
-from analysis.compare import accuracy_over, asha_savings, compare_recipes, top_trials
+from analysis.compare import accuracy_over, asha_savings, by_budget, compare_recipes, top_trials
 from analysis.explanations import explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
 from analysis.report import write_report
@@ -15,6 +15,7 @@ __all__ = [
     "TrialComparison",
     "accuracy_over",
     "asha_savings",
+    "by_budget",
     "compare_recipes",
     "decide",
     "explain_trials",

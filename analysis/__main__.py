@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.claims import decide
-from analysis.compare import compare_recipes, top_trials
+from analysis.compare import by_budget, compare_recipes, top_trials
 from analysis.explanations import explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
 from analysis.remote import local_run, run_path
@@ -34,7 +34,9 @@ def _num_val_images(runs: Any, same_epochs: bool = False) -> int:
 
 def _recipes(runs: Any) -> pd.DataFrame:
     num_val_images = _num_val_images(runs)
-    return compare_recipes(load_trials(runs), num_val_images)
+    tables = zip(("equal epochs", "equal compute"), by_budget(load_trials(runs)), strict=True)
+    compared = [(budget, compare_recipes(trials, num_val_images)) for budget, trials in tables]
+    return pd.concat([table.assign(budget=budget) for budget, table in compared if len(table)], ignore_index=True)
 
 
 def _claims(runs: Any) -> pd.DataFrame:
@@ -44,7 +46,7 @@ def _claims(runs: Any) -> pd.DataFrame:
 
 def _health(runs: Any) -> pd.DataFrame:
     num_val_images = _num_val_images(runs)
-    return search_space_health(load_trials(runs), num_val_images)
+    return search_space_health(by_budget(load_trials(runs))[0], num_val_images)
 
 
 TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {

@@ -6,15 +6,15 @@ import pandas as pd
 
 from analysis.compare import (
     Z95,
-    amount_columns,
     best_configuration,
     compare_recipes,
     confirmed,
     paired_over_seeds,
-    recipe_columns,
     student_t95,
+    varied_hyperparameters,
 )
 from analysis.trials import ENDED
+from trainables.settings import TrialSettings
 
 Z80 = 0.841621  # 80 % quantile of the normal distribution
 HEALTH_COLUMNS = {"warning": "str", "hyperparameter": "str", "value": "str", "text": "str"}
@@ -46,13 +46,16 @@ def search_space_health(trials: pd.DataFrame, num_val_images: int) -> pd.DataFra
 def _edges(trials: pd.DataFrame) -> list[dict[str, str]]:
     best = best_configuration(confirmed(trials))
     rows = []
-    for name in amount_columns(trials) if len(best) else []:
-        if not pd.api.types.is_numeric_dtype(trials[name]):
+    for name in varied_hyperparameters(trials) if len(best) else []:
+        if not pd.api.types.is_numeric_dtype(trials[name]) or pd.api.types.is_bool_dtype(trials[name]):
             continue
         value, least, greatest = best[name].iloc[0], trials[name].min(), trials[name].max()
-        for edge, word in ((least, "least"), (greatest, "greatest")):
-            if value == edge:
-                further = "lower" if edge == least else "higher"
+        # None lie beyond what a setting allows.
+        bounds = {
+            getattr(bound, end, None) for bound in TrialSettings.model_fields[name].metadata for end in ("ge", "le")
+        }
+        for edge, word, further in ((least, "least", "lower"), (greatest, "greatest", "higher")):
+            if value == edge and edge not in bounds:
                 text = f"The best configuration has the {word} {name} tried, {value:g}: try {further} ones."
                 rows.append({"warning": "edge", "hyperparameter": name, "value": f"{value:g}", "text": text})
     return rows
@@ -60,7 +63,7 @@ def _edges(trials: pd.DataFrame) -> list[dict[str, str]]:
 
 def _not_tried(trials: pd.DataFrame) -> list[dict[str, str]]:
     rows = []
-    for name in [*recipe_columns(trials), *amount_columns(trials)]:
+    for name in varied_hyperparameters(trials):
         if trials[name].nunique() > len(trials) / 2:  # drawn from a range: each value stands for itself alone
             continue
         for value, group in trials.groupby(name, observed=True):
@@ -83,7 +86,7 @@ def _chance(trials: pd.DataFrame, num_val_images: int) -> list[dict[str, str]]:
     rows = []
     for name, other in zip(names[1:], others, strict=True):
         difference, low, high, n = paired_over_seeds(first, other)
-        if low > 0:
+        if low > 0 or high < 0:
             continue
         text = f"{names[0]} and {name} cannot be told apart with "
         if n < 2:
@@ -99,7 +102,11 @@ def _chance(trials: pd.DataFrame, num_val_images: int) -> list[dict[str, str]]:
 def seeds_to_tell(difference: float, standard_error: float, n: int) -> int:
     """Return how many seeds find a difference beyond chance in four of five studies, given its error with n seeds.
 
-    By the normal approximation: n ((1.96 + 0.84) standard_error / difference)^2, and 2 at least. A difference of 0 is
-    taken for one of a hundredth of a point.
+    The least m above n with (t(m - 1) + 0.84) standard_error sqrt(n / m) <= difference, Student's t at 97.5 %. A
+    difference of less than a hundredth of a point is taken for one of that.
     """
-    return max(2, math.ceil(n * ((Z95 + Z80) * standard_error / max(abs(difference), 1e-4)) ** 2))
+    share = standard_error * math.sqrt(n) / max(abs(difference), 1e-4)
+    m = max(n + 1, math.ceil(((Z95 + Z80) * share) ** 2))
+    while (student_t95(m - 1) + Z80) * share > math.sqrt(m):
+        m += 1
+    return m

@@ -36,6 +36,15 @@ MEASURE_TITLES = {
 }
 
 
+# What trials are compared in that is a share.
+SHARES = {
+    "val_accuracy": "validation accuracy",
+    "test_accuracy": "test accuracy",
+    "train_accuracy": "training accuracy",
+    "generalization_gap": "train − validation accuracy",
+}
+
+
 def looks_at(best: Explanation, data: ImageData) -> str:
     """Say where the maps of the best network lie."""
 
@@ -114,12 +123,13 @@ def _range(counts: pd.Series) -> str:
 def _in_words(row: pd.Series) -> str:
     numbers = (row["difference"], row["low"], row["high"])
     if row["unit"] == "seeds":
-        what = {"val_accuracy": "validation accuracy", "generalization_gap": "train − validation accuracy"}
         at = f" at epoch {row['epoch']}" if pd.notna(row["epoch"]) else ""
-        least = f" (more than {100 * row['by']:+.0f} is asked)" if row["by"] else ""
+        against = f"{row['of']} against {row['than']}"
+        if row["measure"] not in SHARES:
+            return f"{row['measure']}{at}, {against}: {_difference_in_words(numbers, 2)}"
+        least = f" (more than {100 * row['by']:+.0f} is asked)".replace("-", "−") if row["by"] else ""
         points = _difference_in_words([100 * value for value in numbers], 1)
-        measure = what.get(row["measure"], row["measure"])
-        return f"{measure}{at}, {row['of']} against {row['than']}: {points} points{least}"
+        return f"{SHARES[row['measure']]}{at}, {against}: {points} points{least}"
 
     def title(titles: dict[str, str], name: str) -> str:
         words = titles.get(name, name)

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.claims import decide
+from analysis.claims import CLAIMS, MapComparison, decide
 from analysis.compare import (
     amount_columns,
     asha_savings,
@@ -163,10 +163,13 @@ def _load(load: Callable[[Sequence[Path]], pd.DataFrame], folders: Sequence[Path
 def _decide(
     explanations: Sequence[Explanation], trials: pd.DataFrame, epochs: pd.DataFrame, studies: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
-    """Return the claims, decided on the networks explained now and, where these lasted equally long, all trials."""
+    """Return the claims that the networks explained now decide and, of runs that lasted equally long, their trials."""
     tables = [explanation.measures.assign(trial_id=explanation.trial_id) for explanation in explanations]
-    same = len({study["settings"].get("max_epochs") for study in studies}) == 1
-    return decide(pd.concat(tables, ignore_index=True) if tables else None, trials if same else None, epochs)
+    measures = pd.concat(tables, ignore_index=True) if tables else None
+    if len({study["settings"].get("max_epochs") for study in studies}) > 1:
+        of_maps = [claim for claim in CLAIMS if all(isinstance(c, MapComparison) for c in claim.comparisons)]
+        return decide(measures, claims=of_maps)
+    return decide(measures, trials, epochs)
 
 
 def _explain(
@@ -373,7 +376,7 @@ def _pictures(
             "Best validation accuracy at each learning rate. Hollow marks are trials that were stopped early: their "
             "accuracy is that of an unfinished training.",
             "Validation accuracy over the learning rate for each optimizer and augmentation.",
-            figures.lr_figure(trials),
+            figures.lr_figure(by_budget(trials)[0]),
         )
     savings = asha_savings(trials)
     if (trials["status"] == "stopped").any():

@@ -70,7 +70,7 @@ DECISION_COLUMNS: dict[str, Any] = {
 # Both become paths: of a stranger's run, they must not lead out of it.
 _TRIAL_ID = re.compile(r"[\w-]+")
 # Measures of a network's own maps, as columns.
-_MEASURE = re.compile(r"(saliency|gradcam)_[a-z_]+")
+MEASURE_OF_MAPS = re.compile(r"(saliency|gradcam)_[a-z_]+")
 EXPLANATION_FORMAT = 4  # counted up when what is stored, or a definition of it, changes
 _CHECKPOINT = re.compile(r"tune/attempt-\d+/[\w-]+/checkpoint_\d+")
 
@@ -273,7 +273,7 @@ def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, flo
     for name, value in summary.items():
         if name in ("test_accuracy", "num_test_images") and isinstance(value, float | int):
             columns[name] = value
-        elif _MEASURE.fullmatch(name) and isinstance(value, dict):
+        elif MEASURE_OF_MAPS.fullmatch(name) and isinstance(value, dict):
             parts = {"": value.get("mean"), "_low": value.get("low"), "_high": value.get("high")}
             columns |= {f"{name}{end}": part for end, part in parts.items() if isinstance(part, float)}
     return columns

@@ -135,7 +135,9 @@ def run_attempt(
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
-            search_alg=_optuna(settings, run, ended, unfinished, attempt) if chooses else None,
+            search_alg=_optuna(settings, run, ended[ended["phase"] == "search"], unfinished, attempt)
+            if chooses
+            else None,
             num_samples=left if chooses else 1,
             scheduler=asha,
             reuse_actors=True,

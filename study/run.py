@@ -120,7 +120,10 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
         ManifestError: if what it was begun with has changed.
         RunError: if the directory is no run.
     """
-    folder = local_run(run).absolute()
+    return _go_on(local_run(run).absolute(), run, address, show, force)
+
+
+def _go_on(folder: Path, run: RunPath, address: str, show: bool, force: bool) -> bool:
     study = read_study(folder)
     settings = check_settings(study["settings"], str(folder / "study.yaml"))
     begun = read_manifest(folder)
@@ -200,7 +203,8 @@ def confirm_study(
                 write_manifest(folder, replace(begun, confirmations=(*begun.confirmations, *new)))
             except OSError as error:
                 raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
-    return resume_study(run, address=address, show=show, force=force)
+    # Of a run at a URI, its copy here: what is there does not know of the confirmations yet.
+    return _go_on(folder, run, address, show, force)
 
 
 def _manifest_of(settings: StudySettings) -> Manifest:

@@ -501,7 +501,15 @@ def test_fresh_seeds_speak_for_their_configuration_once_all_are_trained():
     assert confirmed(searched_and_confirmed())["trial_id"].to_list() == ["t1", "t2", "t3"]
 
 
-@pytest.mark.parametrize("status", ["pending", "running", "stopped", "failed", "diverged"])
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_a_confirmation_that_came_to_nothing_is_not_made_up_for_by_the_search(status):
+    trials = searched_and_confirmed(status=status)
+    assert confirmed(trials)["trial_id"].to_list() == ["t1", "t2", "t3"]
+    assert compare_recipes(trials, 50)["lr"].to_list() == [0.01, 0.1]
+    assert compare_recipes(trials, 50)["censored"].to_list() == [False, True]
+
+
+@pytest.mark.parametrize("status", ["pending", "running"])
 def test_unfinished_confirmations_do_not_count_yet(status):
     assert confirmed(searched_and_confirmed(status=status))["trial_id"].to_list() == ["t0", "t1"]
 

@@ -35,7 +35,8 @@ def test_the_edge_is_that_of_the_confirmed_configuration():
     # In the search 0.1 was better by luck; its fresh seeds are worse than 0.01.
     rows = [{"optimizer": "adam", "val_accuracy": 0.1, "lr": 0.01}]
     rows += [{"lr": lr, "val_accuracy": v} for lr, v in ((0.001, 0.5), (0.01, 0.7), (0.1, 0.9))]
-    rows += [{"lr": 0.1, "val_accuracy": 0.6, "seed": seed, "phase": "confirm"} for seed in (7, 8)]
+    fresh = ((0.01, 0.65), (0.1, 0.6))
+    rows += [{"lr": lr, "val_accuracy": v, "seed": seed, "phase": "confirm"} for lr, v in fresh for seed in (7, 8)]
     assert warned(table(*rows), "edge") == []
 
 
@@ -70,12 +71,12 @@ def test_values_of_a_random_search_are_not_each_warned_of():
 
 
 def test_seeds_to_tell_by_hand():
-    # With 5 seeds an error of 0.01: 5 (2.8016 * 0.01 / 0.01)^2 = 39.2, a quarter of it for twice the difference.
-    assert seeds_to_tell(0.01, 0.01, 5) == 40
-    assert seeds_to_tell(-0.02, 0.01, 5) == 10
-    assert seeds_to_tell(0.5, 0.01, 5) == 2
-    assert seeds_to_tell(0.01, 0.0, 5) == 2
-    assert seeds_to_tell(0.0, 0.001, 2) == 1570  # 2 (2.8016 * 10)^2 = 1569.8
+    # With 5 seeds an error of 0.01: (t(40) + 0.8416) sqrt(5 / 41) = 2.8627 * 0.3492 = 0.99967; with 40, 1.0127.
+    assert seeds_to_tell(0.01, 0.01, 5) == 41
+    assert seeds_to_tell(-0.02, 0.01, 5) == 12  # (2.2010 + 0.8416) sqrt(5 / 12) / 2 = 0.982; with 11, 1.035
+    assert seeds_to_tell(0.5, 0.01, 5) == 6  # more than there are, which were not enough
+    assert seeds_to_tell(0.01, 0.0, 5) == 6
+    assert seeds_to_tell(0.0, 0.001, 2) == pytest.approx(2 * (2.8016 * 10) ** 2, rel=0.002)
     assert seeds_to_tell(0.0, 0.001, 2) == seeds_to_tell(1e-4, 0.001, 2)
 
 
@@ -86,12 +87,12 @@ def test_with_one_seed_recipes_cannot_be_told_apart():
 
 def test_a_chance_is_told_with_the_seeds_it_takes():
     # Differences of seeds 0.00, 0.01, 0.02: error 0.01 / sqrt(3), interval 1 -+ 2.48 points;
-    # 3 (2.8016 * 0.0057735 / 0.01)^2 = 7.85.
+    # (t(9) + 0.8416) 0.01 / sqrt(10) = 0.0098, with 9 seeds 0.0105.
     rows = [{"optimizer": "adam", "seed": i, "val_accuracy": 0.5 + 0.01 * i} for i in range(3)]
     rows += [{"optimizer": "sgd", "seed": i, "val_accuracy": 0.5} for i in range(3)]
     assert warned(table(*rows), "chance") == [
         "adam and sgd cannot be told apart with 3 seeds (+1.0 points, −1.5 to +3.5); "
-        "if that is the difference, it would take about 8."
+        "if that is the difference, it would take about 10."
     ]
 
 
@@ -109,3 +110,16 @@ def test_trials_of_one_name_in_two_runs_are_not_taken_for_each_other():
     second = table(*({"optimizer": "sgd", "seed": i, "val_accuracy": 0.5} for i in range(3)))
     both = pd.concat([first.assign(run="a"), second.assign(run="b")], ignore_index=True)
     assert warned(both, "chance") == []
+
+
+def test_numbers_that_vary_alone_have_edges_too_but_not_where_nothing_lies_beyond():
+    assert warned(table(*({"lr": lr, "val_accuracy": lr} for lr in (0.1, 0.2, 0.3))), "edge") == [
+        "The best configuration has the greatest lr tried, 0.3: try higher ones."
+    ]
+    assert warned(table(*({"dropout": d, "val_accuracy": 0.9 - d} for d in (0.0, 0.1, 0.2))), "edge") == []
+
+
+def test_recipes_that_differ_beyond_chance_either_way_are_not_warned_of():
+    rows = [{"optimizer": "sgd", "seed": s, "val_accuracy": 0.5 + 0.001 * s, "phase": "confirm"} for s in range(3)]
+    rows += [{"optimizer": "adam", "seed": s, "val_accuracy": 0.6 + 0.002 * s} for s in range(3)]
+    assert warned(table(*rows), "chance") == []

@@ -474,7 +474,7 @@ def test_an_interrupted_confirmation_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("study.run.resume_study", interrupted)
+        patch.setattr("study.run._go_on", interrupted)
         with pytest.raises(KeyboardInterrupt):
             confirm_study(run, top=2, seeds=1, show=False)
     trials = load_trials(run)

@@ -8,7 +8,7 @@ import pytest
 from test_compare import table
 
 from analysis.claims import CLAIMS, KINDS, MARGIN, Claim, TrialComparison, decide
-from analysis.compare import bootstrap_interval, difference_of_means, paired_over_seeds, student_t95
+from analysis.compare import best_over_seeds, bootstrap_interval, difference_of_means, paired_over_seeds, student_t95
 from analysis.trials import RunError
 
 NAN = float("nan")
@@ -147,12 +147,50 @@ def test_a_query_that_is_none_raises_and_names_the_columns(query):
 
 def test_the_best_configuration_of_a_kind_stands_for_it():
     trials = table(
-        *seeds([0.8, 0.82], optimizer="adam", lr=0.1),
-        *seeds([0.99, 0.1], optimizer="adam", lr=0.01),
-        *seeds([0.5, 0.52]),
+        *seeds([0.8, 0.82, 0.81], optimizer="adam", lr=0.1),
+        *seeds([0.99, 0.1, 0.2], optimizer="adam", lr=0.01),
+        *seeds([0.5, 0.52, 0.51]),
     )
     row = decided(trials)
-    assert (row["difference"], row["num_networks"], row["verdict"]) == (pytest.approx(0.3), 4, "supported")
+    assert (row["difference"], row["num_networks"], row["verdict"]) == (pytest.approx(0.3), 6, "supported")
+
+
+def test_which_configuration_is_the_best_is_decided_by_the_other_seeds():
+    # Seed 0 is judged where seeds 1 and 2 are best (lr 0.01), 1 and 2 where 0 and the other one are (lr 0.1).
+    trials = table(*seeds([0.9, 0.5, 0.5], lr=0.1), *seeds([0.1, 0.6, 0.6], lr=0.01))
+    assert best_over_seeds(trials, "val_accuracy").to_dict() == {0: 0.1, 1: 0.5, 2: 0.5}
+    of_gap = best_over_seeds(trials.assign(generalization_gap=trials["val_accuracy"] + 1), "generalization_gap")
+    assert of_gap.to_list() == pytest.approx([1.1, 1.5, 1.5])
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_the_best_of_eight_equal_configurations_seldom_beats_a_ninth(n):
+    values = np.random.default_rng(n).normal(0.5, 0.01, (2000, 9, n))
+    eight, ninth, studies = values[:, :8], values[:, 8], np.arange(2000)
+    others = (eight.sum(axis=2, keepdims=True) - eight).argmax(axis=1)  # of each seed, the best by the other ones
+    differences = np.stack([eight[studies, others[:, s], s] for s in range(n)], axis=1) - ninth
+    half = student_t95(n - 1) * differences.std(1, ddof=1) / np.sqrt(n)
+    supported = differences.mean(1) > half
+    assert supported.mean() <= 0.05
+    # That is what is said of a claim; chosen by the same seeds, the best would have won too often.
+    kinds = [{"optimizer": "adam", "lr": 0.1 * (i + 1)} for i in range(8)] + [{"optimizer": "sgd"}]
+    trials = table(*(row for kind in kinds for row in seeds([0.0] * n, **kind)))
+    for study in [*np.flatnonzero(supported)[:2], *np.flatnonzero(~supported)[:2]]:
+        verdict = decided(trials.assign(val_accuracy=values[study].ravel()))["verdict"]
+        assert (verdict == "supported") == supported[study]
+    naive = eight[studies, eight.mean(axis=2).argmax(axis=1)] - ninth
+    assert (naive.mean(1) > student_t95(n - 1) * naive.std(1, ddof=1) / np.sqrt(n)).mean() > 0.07
+
+
+def test_confirmed_configurations_alone_speak_where_there_are_any():
+    trials = table(
+        {"optimizer": "adam", "lr": 0.1, "val_accuracy": 0.99},
+        {"optimizer": "adam", "lr": 0.01, "val_accuracy": 0.95},
+        *seeds([0.7, 0.72], first=5, optimizer="adam", lr=0.01, phase="confirm"),
+        *seeds([0.6, 0.62], first=5, phase="confirm"),
+    )
+    row = decided(trials)
+    assert (row["difference"], row["n"], row["num_networks"]) == (pytest.approx(0.1), 2, 4)
 
 
 @pytest.mark.parametrize("status", ["diverged", "stopped", "failed", "running"])
@@ -216,7 +254,7 @@ def test_under_early_stopping_trials_are_compared_at_the_last_epoch_that_all_rea
 def test_under_early_stopping_without_the_epochs_there_are_no_data():
     row = decided(stopped_early()[0])
     assert (row["verdict"], row["epoch"], row["n"]) == ("no data", None, None)
-    assert row["reason"] == "val_accuracy is not known of trials that can be compared"
+    assert row["reason"] == "no configuration was trained to the end, and no epochs were given"
 
 
 def test_a_seed_that_diverged_counts_at_a_common_epoch_too():
@@ -303,10 +341,8 @@ def test_the_shipped_claims_follow_from_a_study_made_for_them():
         ({"plain": (0.85, 0.99)}, {0, 4}),
         # Augmentation overfits more than plain training.
         ({"augmentation": (0.80, 0.99), "plain": (0.70, 0.80)}, {1}),
-        # Saliency training gains two points over plain training, and lies above the random masks.
+        # Saliency training gains two points over plain training.
         ({"saliency": (0.72, 0.95)}, {2}),
-        # It gains over random masks alone.
-        ({"saliency_control": (0.60, 0.95)}, {2}),
         ({"gradcam": (0.60, 0.95)}, {3}),
         ({"gradcam": (0.90, 0.95)}, {3, 4}),
         ({"other": (0.85, 0.90)}, {4}),
