@@ -44,7 +44,14 @@ def recipes(*rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def trials(*rows: dict[str, Any]) -> pd.DataFrame:
-    defaults = {"status": "completed", "seed": 0, "optimizer": "sgd", "lr": 0.1, "augmentation": "none"}
+    defaults = {
+        "status": "completed",
+        "phase": "search",
+        "seed": 0,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "augmentation": "none",
+    }
     return pd.DataFrame([{"trial_id": f"t{i}"} | defaults | row for i, row in enumerate(rows)])
 
 
