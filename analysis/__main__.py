@@ -181,7 +181,7 @@ def _explain(args: argparse.Namespace) -> None:
         raise UserError(f"--top {args.top}: must be 1 or more")
     run = local_run(args.run)
     trials = load_trials(run)
-    chosen = trials[trials["checkpoint"].notna()] if args.all else top_trials(trials, args.top)
+    chosen = trials[trials["checkpoint"].notna()] if args.all else top_trials(by_budget(trials)[0], args.top)
     if chosen.empty:
         raise UserError(f"{args.run}: no trial has a checkpoint yet")
     data = load_test_data(run, args.data_dir)

@@ -83,19 +83,21 @@ def _chance(trials: pd.DataFrame, num_val_images: int) -> list[dict[str, str]]:
     by_id = trials.set_index("trial_id")
     first, *others = (by_id.loc[list(ids)].set_index("seed")["val_accuracy"] for ids in recipes["trial_ids"])
     names = recipes["recipe"].to_list()
-    rows = []
+    rows: list[dict[str, str]] = []
     for name, other in zip(names[1:], others, strict=True):
         difference, low, high, n = paired_over_seeds(first, other)
+        if n < 2:
+            text = (
+                "One seed does not tell recipes apart, however far they are: python -m study confirm trains the best "
+                "again with fresh ones."
+            )
+            return [*rows, {"warning": "chance", "text": text}]
         if low > 0 or high < 0:
             continue
-        text = f"{names[0]} and {name} cannot be told apart with "
-        if n < 2:
-            text += "one seed: python -m study confirm trains the best again with fresh ones."
-        else:
-            numbers = f"{100 * difference:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
-            needed = seeds_to_tell(difference, (high - low) / 2 / student_t95(n - 1), n)
-            text += f"{n} seeds ({numbers}); if that is the difference, it would take about {needed:,}."
-        rows.append({"warning": "chance", "text": text})
+        numbers = f"{100 * difference:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
+        needed = seeds_to_tell(difference, (high - low) / 2 / student_t95(n - 1), n)
+        text = f"{names[0]} and {name} cannot be told apart with {n} seeds ({numbers}); if that is the difference, it "
+        rows.append({"warning": "chance", "text": f"{text}would take about {needed:,}."})
     return rows
 
 

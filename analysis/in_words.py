@@ -104,7 +104,7 @@ def claim_rows(claims: pd.DataFrame) -> list[dict[str, str]]:
             evidence += f". Of {of} {len(controls) - len(lost)} hold" + (f", not {'; '.join(lost)}" if lost else "")
         if missing := group[group["n"].isna()]["reason"].unique().tolist():
             evidence += f". Not compared: {'; '.join(missing)}"
-        counts = [f"{_range(part['n'])} {unit}" for unit, part in made.groupby("unit", sort=False)]
+        counts = [_counted(part["n"], str(unit)) for unit, part in made.groupby("unit", sort=False)]
         rows.append({"claim": str(claim), "verdict": str(verdict), "evidence": f"{evidence}.", "n": ", ".join(counts)})
     return rows
 
@@ -115,9 +115,10 @@ def undecidable(claims: pd.DataFrame) -> list[str]:
     return [f"{row['claim'].rstrip('.')}: {row['reason']}" for _, row in missing.iterrows()]
 
 
-def _range(counts: pd.Series) -> str:
+def _counted(counts: pd.Series, unit: str) -> str:
     least, most = int(counts.min()), int(counts.max())
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    number = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{number} {unit.removesuffix('s') if most == 1 else unit}"
 
 
 def _in_words(row: pd.Series) -> str:

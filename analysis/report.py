@@ -109,7 +109,7 @@ def write_report(
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
         raise RunError(f"{', '.join(map(source, folders))}: no trial has a finished epoch to report on ({counts})")
     num_val = int(studies[0]["data"]["num_val_images"])
-    chosen = top_trials(trials, top)
+    chosen = top_trials(by_budget(trials)[0], top)
     data, explanations = _explain(folders, chosen, data_dir, device, address, tell) if len(chosen) else (None, [])
     if explanations:  # which are columns of the trials now
         trials = _load(load_trials, folders)
