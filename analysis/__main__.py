@@ -25,10 +25,14 @@ KEY_COLUMNS = (
 )  # fmt: skip
 
 
-def _num_val_images(runs: Any, same_epochs: bool = False) -> int:
+def _folders(runs: Any) -> list[Path]:
+    return [local_run(run) for run in (runs if isinstance(runs, list) else [runs])]
+
+
+def _num_val_images(runs: Any) -> int:
     """Return the validation images of a run, or of several that can stand beside each other."""
-    folders = [local_run(run) for run in (runs if isinstance(runs, list) else [runs])]
-    check_comparable(folders, same_epochs=same_epochs)
+    folders = _folders(runs)
+    check_comparable(folders)
     return int(read_study(folders[0])["data"]["num_val_images"])
 
 
@@ -40,7 +44,7 @@ def _recipes(runs: Any) -> pd.DataFrame:
 
 
 def _claims(runs: Any) -> pd.DataFrame:
-    _num_val_images(runs, same_epochs=True)
+    check_comparable(_folders(runs), same_epochs=True)
     return decide(load_measures(runs), load_trials(runs), load_epochs(runs))
 
 

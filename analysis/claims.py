@@ -2,8 +2,7 @@
 
 That a map from 4 x 4 values is smoother than one from 32 x 32, or lies nearer to the middle, is true by construction.
 So a claim about maps has to hold against controls too: maps of the same coarseness, or of the same place, that know
-nothing of the network, or no more than the other map. Likewise a way of training has to beat what costs as much and
-lacks only the idea.
+nothing of the network, or no more than the other map.
 """
 
 import math
