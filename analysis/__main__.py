@@ -14,8 +14,9 @@ from analysis.explanations import explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
 from analysis.remote import local_run, run_path
 from analysis.report import write_report
+from analysis.run_log import read_study
 from analysis.tables import write_table
-from analysis.trials import check_comparable, load_epochs, load_trials, read_study, varied
+from analysis.trials import check_comparable, load_epochs, load_trials, varied
 from trainables.errors import UserError
 
 # What a terminal shows of trials unless --columns says otherwise; files get every column.

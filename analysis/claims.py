@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare import (
-    best_configuration,
-    best_over_seeds,
-    bootstrap_interval,
-    confirmed,
-    paired_over_seeds,
-)
+from analysis.compare import at_epoch, best_configuration, best_over_seeds, common_epoch, confirmed
+from analysis.intervals import bootstrap_interval, paired_over_seeds
 from analysis.measures import CONTROLS
 from analysis.remote import local_run
-from analysis.trials import HYPERPARAMETERS, MEASURE_OF_MAPS, RunError, check_comparable
+from analysis.run_log import RunError
+from analysis.trials import MEASURE_OF_MAPS, check_comparable
 
 MIN_IMAGES = 20  # of fewer, an interval says too little
 MIN_IMAGES_OF_SHARE = 100  # none of 20 images below 1 does not exclude one in ten
@@ -284,7 +280,10 @@ def _compare_trials(comparison: TrialComparison, trials: pd.DataFrame, epochs: p
     if any(best_configuration(side).empty for side in sides):
         if epochs is None:
             return {"reason": "no configuration was trained to the end, and no epochs were given"}
-        sides, epoch = _at_common_epoch(sides, epochs)
+        # Where a kind has no trial that decides, it has no configuration to speak for it either.
+        reached = [common_epoch(side) for side in sides]
+        epoch = None if None in reached else min(filter(None, reached))
+        sides = [side.head(0) if epoch is None else at_epoch(side, epochs, epoch) for side in sides]
     if any(measure not in side for side in sides):
         return {"reason": f"{measure} is not known of trials that can be compared"}
     best = [best_over_seeds(side, measure) for side in sides]
@@ -295,25 +294,3 @@ def _compare_trials(comparison: TrialComparison, trials: pd.DataFrame, epochs: p
     reason = "one seed" if math.isnan(low) else None
     made = {"difference": mean, "low": low, "high": high, "holds": holds, "n": n, "unit": "seeds", "reason": reason}
     return {**made, "num_networks": sum(map(len, best)), "epoch": epoch}
-
-
-def _at_common_epoch(sides: Sequence[pd.DataFrame], epochs: pd.DataFrame) -> tuple[list[pd.DataFrame], int | None]:
-    """Return the trials as they were after the last epoch that all of them reached, as if it had been their last.
-
-    Those that diverged, failed or still run do not decide which epoch that is; nor does a configuration without a value
-    there speak for its kind.
-    """
-    lengths = [side[side["status"].isin(["completed", "stopped"])]["epochs"] for side in sides]
-    if any(side.empty for side in lengths):
-        return [side.head(0) for side in sides], None
-    last = int(min(side.min() for side in lengths))
-    kept = ["run", "trial_id", "status", "phase", "seed", "max_epochs", *HYPERPARAMETERS]
-    keys = [name for name in ("run", "trial_id") if name in epochs and name in sides[0]]
-    then = epochs[epochs["epoch"] == last][[*keys, "train_accuracy", "val_accuracy"]]
-    result = []
-    for side in sides:
-        merged = side[[name for name in kept if name in side]].merge(then, on=keys, how="left")
-        status = merged["status"].astype("str").where(merged["val_accuracy"].isna(), "completed")
-        gap = merged["train_accuracy"] - merged["val_accuracy"]
-        result.append(merged.assign(generalization_gap=gap, status=status))
-    return result, last

@@ -1,116 +1,13 @@
 """Comparisons of trials: DataFrame in, DataFrame out."""
 
-import functools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from analysis.intervals import mean_interval, wilson_interval
 from analysis.trials import ENDED, HYPERPARAMETERS, varied
 from trainables.setups import FORWARDS
-
-Z95 = 1.959964  # 97.5 % quantile of the normal distribution
-# 97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom (any table of it).
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share observed on n images (Wilson, JASA 1927).
-
-    It covers the chance in which images were drawn, not the chance in training: for that, repeat with other seeds.
-    """
-    if n <= 0 or not math.isfinite(accuracy):
-        return math.nan, math.nan
-    centre = (accuracy + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * math.sqrt(accuracy * (1 - accuracy) / n + Z95**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def student_t95(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution."""
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    # Fisher's expansion about the normal quantile, exact to three digits beyond the table.
-    return Z95 + (Z95**3 + Z95) / (4 * freedom) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * freedom**2)
-
-
-def _finite(values: Sequence[float] | NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
-    """Return those values that are numbers, and their mean; NaN of none."""
-    finite = np.asarray(values, dtype=np.float64)
-    finite = finite[np.isfinite(finite)]
-    return finite, float(finite.mean()) if len(finite) else math.nan
-
-
-def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of independent values, by Student's t; NaN limits for fewer than two."""
-    finite, mean = _finite(values)
-    if len(finite) < 2:
-        return mean, math.nan, math.nan
-    half = student_t95(len(finite) - 1) * float(finite.std(ddof=1)) / math.sqrt(len(finite))
-    return mean, mean - half, mean + half
-
-
-def bootstrap_interval(values: NDArray[np.floating]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of values of independent images, by the percentile bootstrap; NaN is left out.
-
-    2,000 resamples, seeded (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). Given differences of
-    two maps of the same images, it is the paired bootstrap.
-    """
-    finite, mean = _finite(values)
-    if len(finite) < 2:
-        return mean, math.nan, math.nan
-    low, high = np.quantile(_resamples(len(finite)) @ finite / len(finite), (0.025, 0.975))
-    return mean, float(low), float(high)
-
-
-@functools.lru_cache(maxsize=4)
-def _resamples(n: int) -> NDArray[np.float64]:
-    """Return how often each of n values is drawn in each resample, (2000, n)."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000).astype(np.float64)
-
-
-def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Return the difference in accuracy of two networks on the same images, with its 95 % interval.
-
-    Args:
-        a: (N,) bool, whether the first network is right on each image.
-        b: (N,) bool, the second on the same images.
-    """
-    return mean_interval(a.astype(np.float64) - b.astype(np.float64))
-
-
-def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Return the difference of two groups' means with its 95 % interval (Welch, Biometrika 1947).
-
-    The degrees of freedom are those of the smaller group, which errs on the wide side. NaN limits where a group has
-    fewer than two values.
-    """
-    difference = float(np.mean(a) - np.mean(b))
-    freedom = min(len(a), len(b)) - 1
-    if freedom < 1:
-        return difference, math.nan, math.nan
-    half = student_t95(freedom) * math.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
-    return difference, difference - half, difference + half
-
-
-def paired_over_seeds(a: pd.Series, b: pd.Series) -> tuple[float, float, float, int]:
-    """Return the difference of two groups' means with its 95 % interval, and of how many seeds that is.
-
-    What the seeds have in common (the first weights, the order of images) is taken out where there are at least two
-    shared ones: the interval is Student's t over their differences. Else it is Welch's over both groups' seeds. It is
-    not the bootstrap: of five values its 95 % interval covers 84 %.
-
-    Args:
-        a: a value of each trial, indexed by its seed; several of one seed are averaged.
-        b: likewise, of the other group.
-    """
-    a, b = (values.dropna().groupby(level=0).mean() for values in (a, b))
-    shared = a.index.intersection(b.index)
-    if len(shared) > 1:
-        return *mean_interval((a[shared] - b[shared]).to_numpy(dtype=np.float64)), len(shared)
-    return *difference_of_means(a.to_list(), b.to_list()), min(len(a), len(b))
 
 
 def best_configuration(trials: pd.DataFrame) -> pd.DataFrame:
@@ -122,7 +19,7 @@ def best_configuration(trials: pd.DataFrame) -> pd.DataFrame:
     seen = _eligible(trials)
     if seen.empty:
         return seen
-    configurations = seen.groupby(_configuration_columns(trials), observed=True)
+    configurations = seen.groupby(configuration_columns(trials), observed=True)
     numbers, means = configurations.ngroup(), configurations["val_accuracy"].transform("mean")
     return seen[numbers.to_numpy() == numbers.iloc[int(means.to_numpy().argmax())]]
 
@@ -131,7 +28,7 @@ def _eligible(trials: pd.DataFrame) -> pd.DataFrame:
     trials = trials[trials["seed"].notna()]
     if trials.empty:
         return trials
-    names = _configuration_columns(trials)
+    names = configuration_columns(trials)
     whole = (trials["status"] == "completed").groupby([trials[name] for name in names], observed=True).transform("all")
     seen = trials[whole & trials["val_accuracy"].notna()]
     again = seen["phase"] == "confirm"
@@ -149,7 +46,7 @@ def best_over_seeds(trials: pd.DataFrame, measure: str) -> pd.Series:
     seen = _eligible(trials)
     if seen.empty:
         return pd.Series(dtype="float64")
-    names = _configuration_columns(seen)
+    names = configuration_columns(seen)
     seen = seen.assign(_number=seen.groupby(names, observed=True).ngroup())
     tables = [
         seen.pivot_table(index="_number", columns="seed", values=name, aggfunc="mean", dropna=False, observed=True)
@@ -186,6 +83,11 @@ def varied_hyperparameters(trials: pd.DataFrame) -> list[str]:
         return names
     own = trials.groupby("setup", observed=True)
     return [name for name in names if name == "setup" or own[name].nunique().max() > 1]
+
+
+def drawn(values: pd.Series) -> bool:
+    """Return whether a hyperparameter's values were drawn from a range, so that each stands for itself alone."""
+    return bool(values.nunique() > len(values) / 2)
 
 
 def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:
@@ -311,7 +213,7 @@ def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     Of a configuration whose fresh seeds have all ended, those alone (``phase`` ``confirm``): that it was chosen for its
     search trials makes these look better than it is. Of any other, its search trials.
     """
-    names = _configuration_columns(trials)
+    names = configuration_columns(trials)
     again = trials[trials["phase"] == "confirm"]
     done = again["status"].isin(ENDED).groupby([again[name] for name in names], observed=True).transform("all")
     whole = again.loc[done[done].index]
@@ -319,7 +221,8 @@ def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[(trials["phase"] == "search") & ~settled | trials.index.isin(whole.index)]
 
 
-def _configuration_columns(trials: pd.DataFrame) -> list[str]:
+def configuration_columns(trials: pd.DataFrame) -> list[str]:
+    """Return the columns whose values make up a configuration: all that varies but the seed, and its epochs."""
     return [*recipe_columns(trials), *amount_columns(trials), "max_epochs"]
 
 
@@ -332,7 +235,7 @@ def top_configurations(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     seen = trials["val_accuracy"].notna()
     if (completed := seen & (trials["status"] == "completed")).any():
         seen = completed
-    return _best_first(trials[seen], recipe_columns(trials), _configuration_columns(trials)).head(k)
+    return _best_first(trials[seen], recipe_columns(trials), configuration_columns(trials)).head(k)
 
 
 def _best_first(seen: pd.DataFrame, recipe: Sequence[str], configuration: Sequence[str]) -> pd.DataFrame:
@@ -357,7 +260,7 @@ def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     kept = seen & trials["checkpoint"].notna()
     if (completed := kept & (trials["status"] == "completed")).any():
         kept, seen = completed, seen & (trials["status"] == "completed")
-    names = _configuration_columns(trials)
+    names = configuration_columns(trials)
     # The mean is over all seeds, also over those whose checkpoints were let go.
     has_kept = kept.groupby([trials[name] for name in names], observed=True, dropna=False).transform("any")
     best = _best_first(trials[seen & has_kept], recipe_columns(trials), names).head(k)[names]
@@ -365,52 +268,26 @@ def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     return trials.loc[chosen.sort_values(["_rank", "seed"], kind="stable")["index"]]
 
 
-def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return how many trials of the search were trained for how long, one row for each number of epochs one ended at.
+def common_epoch(trials: pd.DataFrame) -> int | None:
+    """Return the last epoch that all trials reached; None if there is none.
 
-    Returns:
-        ``epoch``, ``trials_trained`` (at least so long), ``trials_stopped`` (there), and for the whole run in every
-        row ``epochs_run`` and ``epochs_without_stopping``.
+    Those that diverged, failed or still run do not decide which that is.
     """
-    ended = trials[(trials["epochs"] > 0) & (trials["phase"] == "search")]
-    if ended.empty:
-        return pd.DataFrame()
-    stopped = ended[ended["status"] == "stopped"]
-    marks = sorted(set(ended["epochs"]))
-    return pd.DataFrame(
-        {
-            "epoch": marks,
-            "trials_trained": [int((ended["epochs"] >= mark).sum()) for mark in marks],
-            "trials_stopped": [int((stopped["epochs"] == mark).sum()) for mark in marks],
-            "epochs_run": int(ended["epochs"].sum()),
-            "epochs_without_stopping": int(ended["max_epochs"].sum()),
-        }
-    )
+    lengths = trials[trials["status"].isin(["completed", "stopped"])]["epochs"]
+    return None if lengths.empty else int(lengths.min())
 
 
-def accuracy_over(trials: pd.DataFrame, name: str = "lr") -> pd.DataFrame:
-    """Return validation accuracy of the search over one hyperparameter, for every combination of the recipe's columns.
+def at_epoch(trials: pd.DataFrame, epochs: pd.DataFrame, epoch: int) -> pd.DataFrame:
+    """Return the trials as they were after an epoch, as if it had been their last: ``completed`` if they reached it.
 
-    Returns:
-        The recipe's columns, ``recipe``, ``name``, ``val_accuracy`` (best over what else varies, mean over seeds) and
-        ``censored`` (no trial of the point was completed).
+    Args:
+        trials: as :func:`analysis.load_trials` gives them.
+        epochs: as :func:`analysis.load_epochs` does, of the same runs.
+        epoch: from 1.
     """
-    trials = trials[trials["phase"] == "search"]
-    columns = [column for column in recipe_columns(trials) if column != name]
-    others = [column for column in HYPERPARAMETERS if column in varied(trials) and column not in (*columns, name)]
-    rows = []
-    keys = [*columns, name]
-    for _, group in trials[trials["val_accuracy"].notna()].groupby(keys, observed=True):
-        whole = group[group["status"] == "completed"]
-        pool = group if whole.empty else whole
-        means = pool.groupby(others, observed=True)["val_accuracy"].mean() if others else pool["val_accuracy"].mean()
-        first = group.iloc[0]
-        rows.append(
-            {
-                **{key: first[key] for key in keys},
-                "recipe": recipe_name(first, columns),
-                "val_accuracy": float(np.max(means)),
-                "censored": whole.empty,
-            }
-        )
-    return pd.DataFrame(rows, columns=[*keys, "recipe", "val_accuracy", "censored"])
+    kept = ["run", "trial_id", "status", "phase", "seed", "max_epochs", *HYPERPARAMETERS]
+    keys = [name for name in ("run", "trial_id") if name in epochs and name in trials]
+    then = epochs[epochs["epoch"] == epoch][[*keys, "train_accuracy", "val_accuracy"]]
+    merged = trials[[name for name in kept if name in trials]].merge(then, on=keys, how="left")
+    status = merged["status"].astype("str").where(merged["val_accuracy"].isna(), "completed")
+    return merged.assign(generalization_gap=merged["train_accuracy"] - merged["val_accuracy"], status=status)

@@ -1,8 +1,8 @@
 """Top trials -> test predictions and maps, each computed once and kept under ``RUN/explanations/``.
 
 RUN/explanations/TRIAL/about.json         what was computed, from which checkpoint, on which test images
-RUN/explanations/TRIAL/arrays.npz         logits (N, C) of all test images; image indices (M,), saliency (M, H, W)
-                                          and Grad-CAM before its ReLU (M, h, w) of a seeded choice of them
+RUN/explanations/TRIAL/arrays.npz         logits (N, C) and labels (N,) of all test images; of a seeded choice of them
+                                          indices (M,), saliency (M, H, W) and Grad-CAM before its ReLU (M, h, w)
 RUN/explanations/TRIAL/measures.parquet   what these maps show, image by image; see :mod:`analysis.measures`
 RUN/explanations/TRIAL/summary.json       test accuracy, and mean, 95 % interval and number of images of each measure of
                                           the network's own maps: columns of the trial DataFrame
@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.compare import bootstrap_interval
+from analysis.intervals import bootstrap_interval
 from analysis.measures import DTYPES, NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
 from analysis.remote import RunPath, fetch_checkpoint, source
-from analysis.trials import EXPLANATION_FORMAT, RunError, load_trials, over_runs, read_study
+from analysis.run_log import RunError, read_study
+from analysis.trials import EXPLANATION_FORMAT, load_trials, over_runs
 from explain.grid import choose_grids
 from explain.maps import Maps, stream
 from trainables.checkpoint import load_model
@@ -136,7 +137,7 @@ def explain_trials(
     for count, (job, result) in enumerate(results, start=1):
         i = missing[job]
         found[i] = result
-        _write(folders[i], abouts[i], *result, data.labels)
+        _write(folders[i], abouts[i], *result)
         tell(f"explained {folders[i].name}, {count} of {len(missing)}")
     explanations = []
     for folder, (arrays, measures) in zip(folders, filter(None, found), strict=True):
@@ -167,7 +168,7 @@ def _read(folder: Path, about: dict[str, Any]) -> tuple[dict[str, NDArray[Any]],
         if json.loads((folder / "about.json").read_text()) != about:
             return None
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("logits", "indices", "saliency", "cam")}
+            found = {name: arrays[name] for name in ("logits", "labels", "indices", "saliency", "cam")}
         return found, pd.read_parquet(folder / "measures.parquet", columns=list(DTYPES)).astype(DTYPES)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # absent, half written or of another format: it is computed again
@@ -226,9 +227,8 @@ def _write(
     about: dict[str, Any],
     arrays: dict[str, NDArray[Any]],
     measures: pd.DataFrame,
-    labels: NDArray[np.int64],
 ) -> None:
-    summary = _summary(about, arrays["logits"], labels, measures)
+    summary = _summary(about, arrays["logits"], arrays["labels"], measures)
     drafts = folder / f".{secrets.token_hex(4)}"  # another report may write the same now
     drafts.mkdir(parents=True)
     np.savez_compressed(drafts / "arrays.npz", **arrays)  # type: ignore[arg-type]
@@ -276,4 +276,4 @@ def compute_explanation(
     arrays = {"logits": logits, "saliency": maps.saliency, "cam": maps.cam}
     found = {name: array.cpu().numpy().astype(np.float32) for name, array in arrays.items()}
     measures = measure_maps(model, pixels, indices, maps, masks, grids, data.labels, BATCH)
-    return {**found, "indices": indices}, measures
+    return {**found, "labels": data.labels, "indices": indices}, measures

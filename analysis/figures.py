@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from analysis.compare import accuracy_over, recipe_columns, recipe_name
+from analysis.compare import recipe_columns, recipe_name
+from analysis.effects import accuracy_over
 from analysis.explanations import Explanation
 from explain.render import heatmap, overlay
 from trainables.data import ImageData

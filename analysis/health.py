@@ -4,15 +4,8 @@ import math
 
 import pandas as pd
 
-from analysis.compare import (
-    Z95,
-    best_configuration,
-    compare_recipes,
-    confirmed,
-    paired_over_seeds,
-    student_t95,
-    varied_hyperparameters,
-)
+from analysis.compare import best_configuration, compare_recipes, confirmed, drawn, varied_hyperparameters
+from analysis.intervals import Z95, paired_over_seeds, student_t95
 from analysis.trials import ENDED
 from trainables.settings import TrialSettings
 
@@ -64,7 +57,7 @@ def _edges(trials: pd.DataFrame) -> list[dict[str, str]]:
 def _not_tried(trials: pd.DataFrame) -> list[dict[str, str]]:
     rows = []
     for name in varied_hyperparameters(trials):
-        if trials[name].nunique() > len(trials) / 2:  # drawn from a range: each value stands for itself alone
+        if drawn(trials[name]):
             continue
         for value, group in trials.groupby(name, observed=True):
             if not group["status"].isin(ENDED).all() or (group["status"] == "completed").any():

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.compare import bootstrap_interval
 from analysis.explanations import Explanation
+from analysis.intervals import bootstrap_interval
 from analysis.measures import OWN
 from analysis.tables import interval, percent
 from trainables.data import ImageData

@@ -23,30 +23,22 @@ from analysis import figures
 from analysis.claims import CLAIMS, MapComparison, decide
 from analysis.compare import (
     amount_columns,
-    asha_savings,
     by_budget,
     compare_recipes,
-    difference_of_means,
-    paired_difference,
     recipe_columns,
     recipe_name,
     top_trials,
 )
+from analysis.effects import asha_savings
 from analysis.explanations import Explanation, explain_trials, load_test_data
 from analysis.health import search_space_health
 from analysis.in_words import MAP_TITLES, claim_rows, looks_at, measure_table, undecidable
+from analysis.intervals import difference_of_means, paired_difference
 from analysis.measures import OWN
 from analysis.remote import RunPath, is_uri, local_run, source
+from analysis.run_log import RunError, read_study
 from analysis.tables import interval, percent
-from analysis.trials import (
-    HYPERPARAMETERS,
-    RunError,
-    check_comparable,
-    load_epochs,
-    load_trials,
-    read_study,
-    varied,
-)
+from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load_trials, varied
 from trainables.data import ImageData
 
 PANEL_RIGHT, PANEL_WRONG = 5, 3

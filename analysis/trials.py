@@ -1,27 +1,17 @@
-"""Run directory -> DataFrames of trials, epochs and decisions. Only JSON and YAML are read: nothing is unpickled.
+"""Run directory -> DataFrames of trials, epochs, decisions, and of who held which slot when."""
 
-RUN/study.yaml                          settings as resolved, data fingerprint, machine, versions
-RUN/manifest.json                       every trial that was asked for, written before the first one starts
-RUN/events.jsonl                        attempts, starts and ends of trials, epochs, ASHA's decisions; append-only
-RUN/lock                                held by the process that runs the study
-RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best epoch and, until it has ended, the last two
-RUN/explanations/TRIAL/summary.json     of explained trials; see :mod:`analysis.explanations`
-"""
-
-import json
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from analysis.remote import RunPath, is_held, is_run_elsewhere, local_run, source
-from trainables.errors import UserError
+from analysis.remote import RunPath, local_run, source
+from analysis.run_log import EPOCH_METRICS, LoggedTrial, RunError, is_running, read_json, read_log, read_study
 from trainables.settings import TrialSettings
 
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]
@@ -32,13 +22,7 @@ PHASES = ["search", "confirm"]
 EPOCH_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
     "epoch": "int64",
-    "lr": "float64",
-    "train_loss": "float64",
-    "train_accuracy": "float64",
-    "val_loss": "float64",
-    "val_accuracy": "float64",
-    "epoch_seconds": "float64",
-    "images_per_second": "float64",
+    **dict.fromkeys(EPOCH_METRICS[1:], "float64"),
 }
 TRIAL_COLUMNS: dict[str, Any] = {
     "trial_id": "str",
@@ -67,74 +51,18 @@ DECISION_COLUMNS: dict[str, Any] = {
     "cutoff": "float64",
     "stop": "bool",
 }
-# Both become paths: of a stranger's run, they must not lead out of it.
-_TRIAL_ID = re.compile(r"[\w-]+")
+TIMELINE_COLUMNS: dict[str, Any] = {
+    "trial_id": "str",
+    "attempt": "int64",
+    "host": "str",
+    "slot": "int64",
+    "start_seconds": "float64",
+    "end_seconds": "float64",
+    "outcome": "str",
+}
 # Measures of a network's own maps, as columns.
 MEASURE_OF_MAPS = re.compile(r"(saliency|gradcam)_[a-z_]+")
-EXPLANATION_FORMAT = 4  # counted up when what is stored, or a definition of it, changes
-_CHECKPOINT = re.compile(r"tune/attempt-\d+/[\w-]+/checkpoint_\d+")
-
-
-class RunError(UserError):
-    """A run directory that is missing or cannot be read."""
-
-
-@dataclass
-class Faults:
-    """What has befallen a trial.
-
-    Attributes:
-        failures: how often its own code raised an error.
-        losses: how often its worker or node died, or could not be used, since its last epoch.
-    """
-
-    failures: int = 0
-    losses: int = 0
-
-
-@dataclass
-class _Trial:
-    """What the files of a run say of one trial."""
-
-    trial_id: str
-    settings: dict[str, Any]
-    phase: str = "search"
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
-    started: int = 0  # attempt that started it last
-    ended: str = ""  # completed, failed
-    stop_reason: str = ""
-    error: str = ""
-    faults: Faults = field(default_factory=Faults)
-
-
-@dataclass
-class _Run:
-    """What the files of a run say, trials in the order asked for."""
-
-    trials: dict[str, _Trial] = field(default_factory=dict)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
-    attempt: int = 0  # the last that was begun and has not said that it ended
-
-
-def read_study(run: RunPath) -> dict[str, Any]:
-    """Return what ``RUN/study.yaml`` says, with ``settings``, ``data``, ``machine`` and ``versions``.
-
-    Raises:
-        RunError: if the directory is no run or the file cannot be read.
-    """
-    folder = local_run(run)
-    file = folder / "study.yaml"
-    try:
-        study = yaml.safe_load(file.read_text())
-    except FileNotFoundError as error:
-        there = folder.is_dir() and source(folder) == str(folder)
-        what = "is no run directory (study.yaml is missing)" if there else "no such run"
-        raise RunError(f"{source(folder)}: {what}; python -m study list shows the runs") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{source(folder)}/study.yaml: cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(study, dict) or not all(isinstance(study.get(part), dict) for part in ("settings", "data")):
-        raise RunError(f"{source(folder)}/study.yaml: is not the study.yaml of a run: it has no settings and data")
-    return study
+EXPLANATION_FORMAT = 5  # counted up when what is stored, or a definition of it, changes
 
 
 def load_trials(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
@@ -192,33 +120,22 @@ def load_decisions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
     return over_runs(runs, _decision_table)
 
 
-def load_checkpoints(run: RunPath) -> dict[str, dict[int, str]]:
-    """Return the folders of the checkpoints that are there, as paths within the run, by trial and epoch."""
-    run = local_run(run)
-    found: dict[str, dict[int, str]] = {}
-    for trial in _read_run(run).trials.values():
-        folders = {epoch: row["checkpoint"] for epoch, row in trial.rows.items() if row.get("checkpoint")}
-        found[trial.trial_id] = {epoch: folder for epoch, folder in folders.items() if (run / folder).is_dir()}
-    return found
+def load_timeline(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
+    """Return who held which slot of the machine or cluster when: one row for each time that a trial was begun.
 
+    Args:
+        runs: a run directory, or several; then a column ``run`` comes first.
 
-def load_faults(run: RunPath) -> dict[str, Faults]:
-    """Return what has befallen each trial, by trial id."""
-    return {trial.trial_id: trial.faults for trial in _read_run(local_run(run)).trials.values()}
+    Returns:
+        A DataFrame with ``trial_id``, ``attempt``, ``host`` (missing until its first epoch), ``slot`` (from 0, of its
+        attempt and host: no two trials hold one at the same time), ``start_seconds`` and ``end_seconds`` (since the
+        first trial was begun; of one that runs, or whose end nobody saw, the end is its last epoch's) and ``outcome``
+        (``ended``, ``failed``, ``retried``, ``lost``; missing where there is none).
 
-
-def open_attempt(run: RunPath) -> int:
-    """Return the number of the attempt that was begun and has not said that it ended; 0 if there is none."""
-    return _read_run(local_run(run)).attempt
-
-
-def is_running(run: RunPath) -> bool:
-    """Return whether some process runs the study now, here or on another host.
-
-    Where the file system is shared, that is certain; of a run at a URI it may be said up to a minute too long.
+    Raises:
+        RunError: if a directory is no run.
     """
-    folder = local_run(run)
-    return is_held(folder) or is_run_elsewhere(folder)
+    return over_runs(runs, _timeline_table)
 
 
 def over_runs(runs: RunPath | Iterable[RunPath], table: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -234,19 +151,35 @@ def over_runs(runs: RunPath | Iterable[RunPath], table: Callable[[Path], pd.Data
 
 
 def _epoch_table(run: Path) -> pd.DataFrame:
-    trials = _read_run(run).trials.values()
+    trials = read_log(run).trials.values()
     rows = [{**t.rows[epoch], "trial_id": t.trial_id} for t in trials for epoch in sorted(t.rows)]
     return pd.DataFrame(rows, columns=list(EPOCH_COLUMNS)).astype(EPOCH_COLUMNS)
 
 
+def _timeline_table(run: Path) -> pd.DataFrame:
+    spans = [(t.trial_id, span) for t in read_log(run).trials.values() for span in t.spans]
+    spans.sort(key=lambda entry: entry[1].start)
+    first = spans[0][1].start if spans else 0.0
+    free: dict[tuple[int, str], list[float]] = {}  # when each slot was left
+    rows = []
+    for trial_id, span in spans:
+        slots = free.setdefault((span.attempt, span.host), [])
+        slot = next((i for i, left in enumerate(slots) if left <= span.start), len(slots))
+        slots[slot : slot + 1] = [span.end]
+        times = {"start_seconds": span.start - first, "end_seconds": span.end - first}
+        known = {"host": span.host or None, "outcome": span.outcome or None}
+        rows.append({"trial_id": trial_id, "attempt": span.attempt, "slot": slot, **known, **times})
+    return pd.DataFrame(rows, columns=list(TIMELINE_COLUMNS)).astype(TIMELINE_COLUMNS)
+
+
 def _decision_table(run: Path) -> pd.DataFrame:
-    return pd.DataFrame(_read_run(run).decisions, columns=list(DECISION_COLUMNS)).astype(DECISION_COLUMNS)
+    return pd.DataFrame(read_log(run).decisions, columns=list(DECISION_COLUMNS)).astype(DECISION_COLUMNS)
 
 
 def _trial_table(run: Path) -> pd.DataFrame:
     # The lock first: a study that ends in between is then said to run for a moment longer, not to be broken.
     running = is_running(run)
-    read = _read_run(run)
+    read = read_log(run)
     rows = [_trial_row(run, trial, read.attempt if running else 0) for trial in read.trials.values()]
     settings = read_study(run)["settings"]
     asked = settings.get("num_trials") or 0 if settings.get("search") == "optuna" else 0
@@ -263,7 +196,7 @@ def _trial_table(run: Path) -> pd.DataFrame:
 
 def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, float]:
     """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best, or outdated."""
-    summary = _read_json(run / "explanations" / trial_id / "summary.json")
+    summary = read_json(run / "explanations" / trial_id / "summary.json")
     of = summary.get("checkpoint") if isinstance(summary, dict) else None
     if not isinstance(of, str) or checkpoint is None or run / of != Path(checkpoint):
         return {}
@@ -279,7 +212,7 @@ def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, flo
     return columns
 
 
-def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
+def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, Any]:
     rows = [trial.rows[epoch] for epoch in sorted(trial.rows)]
     scored = [row for row in rows if row["val_accuracy"] == row["val_accuracy"]]
     max_epochs = trial.settings.get("max_epochs")
@@ -308,7 +241,7 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
         row["stop_reason"] = f"{part} loss was {rows[-1][name]} in epoch {rows[-1]['epoch']}"
     if rows:
         row["train_seconds"] = sum(r["epoch_seconds"] for r in rows)
-        row["images_per_second"] = float(pd.Series([r["images_per_second"] for r in rows]).median())
+        row["images_per_second"] = statistics.median(r["images_per_second"] for r in rows)
         row["device"] = rows[-1].get("device")
     if scored:
         best = max(scored, key=lambda r: (r["val_accuracy"], r["epoch"]))
@@ -318,106 +251,6 @@ def _trial_row(run: Path, trial: _Trial, live_attempt: int) -> dict[str, Any]:
         if best.get("checkpoint") and (run / best["checkpoint"]).is_dir():
             row["checkpoint"] = str(run / best["checkpoint"])
     return row
-
-
-def _read_run(run: Path) -> _Run:
-    read_study(run)
-    read = _Run()
-    manifest = _read_json(run / "manifest.json")
-    for part, phase in (("trials", "search"), ("confirmations", "confirm")):
-        entries = manifest.get(part) if isinstance(manifest, dict) else None
-        for entry in entries if isinstance(entries, list) else []:
-            if isinstance(entry, dict) and isinstance(entry.get("settings"), dict) and _is_id(entry.get("trial_id")):
-                read.trials[entry["trial_id"]] = _Trial(entry["trial_id"], entry["settings"], phase)
-    for event in _read_lines(run / "events.jsonl"):
-        try:
-            _read_event(event, read)
-        except (KeyError, TypeError, ValueError):
-            continue  # an event that is not whole says nothing
-    return read
-
-
-def _read_event(event: dict[str, Any], read: _Run) -> None:
-    kind = event["event"]
-    if kind == "attempt_started":
-        read.attempt = event["attempt"]
-    elif kind == "attempt_ended":
-        read.attempt = 0
-    if "trial_id" not in event:
-        return
-    trial_id = event["trial_id"]
-    if kind == "trial_started" and trial_id not in read.trials and _is_id(trial_id):
-        read.trials[trial_id] = _Trial(trial_id, dict(event["settings"]))
-    trial = read.trials[trial_id]
-    if kind == "trial_started":
-        trial.started, trial.ended, trial.error = event["attempt"], "", ""
-    elif kind == "epoch" and _is_epoch(event):
-        trial.rows[event["epoch"]] = event
-        trial.started, trial.error, trial.faults.losses = read.attempt, "", 0
-        if _is_decision(event):
-            read.decisions.append({**event, "value": event["objective"]})
-            if event["stop"]:
-                trial.stop_reason = (
-                    f"ASHA at epoch {event['epoch']}: accuracy {event['objective']:.4f} below the cutoff "
-                    f"{event['cutoff']:.4f} of rung {event['rung']:g}"
-                )
-    elif kind == "trial_ended":
-        trial.ended = "completed"
-    elif kind == "trial_failed":
-        trial.ended, trial.error = "failed", event["error"]
-        trial.faults.losses *= bool(event.get("lost"))
-    elif kind in ("trial_retried", "trial_lost"):
-        trial.started, trial.ended, trial.error = 0, "", event["error"]
-        trial.faults.losses += kind == "trial_lost"
-        trial.faults.failures += kind == "trial_retried"
-
-
-def _is_decision(event: dict[str, Any]) -> bool:
-    numbers = all(type(event.get(name)) in (int, float) for name in ("rung", "objective"))
-    # The first trial at a rung has no cutoff to be below.
-    first = "cutoff" in event and event["cutoff"] is None and event.get("stop") is False
-    cutoff = first or type(event.get("cutoff")) in (int, float)
-    return numbers and cutoff and isinstance(event.get("stop"), bool)
-
-
-def _is_id(trial_id: Any) -> bool:
-    return isinstance(trial_id, str) and bool(_TRIAL_ID.fullmatch(trial_id))
-
-
-def _is_epoch(event: dict[str, Any]) -> bool:
-    numbers = all(type(event.get(name)) in (int, float) for name in EPOCH_COLUMNS if name != "trial_id")
-    folder = event.get("checkpoint")
-    return numbers and isinstance(event["epoch"], int) and (folder is None or bool(_CHECKPOINT.fullmatch(folder)))
-
-
-def _read(file: Path) -> str:
-    """Return a file's text, empty if there is no such file. One that cannot be read is not one that is empty."""
-    try:
-        return file.read_text(errors="replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise RunError(f"{source(file.parent)}/{file.name}: cannot be read ({error.strerror or error})") from error
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(_read(file))
-    except ValueError:
-        return None
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of JSON lines. A last line that is only half written is not there yet."""
-    rows = []
-    for line in _read(file).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
 
 
 def varied(trials: pd.DataFrame) -> Sequence[str]:

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.compare import bootstrap_interval, mean_interval
 from analysis.explanations import compute_explanation
+from analysis.intervals import bootstrap_interval, mean_interval
 from analysis.measures import CONTROLS, OWN
 from benchmarks.tables import save, show
 from trainables import TrialSettings, load_data, resolve_device, split_validation, to_input, train

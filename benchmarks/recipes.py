@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.compare import mean_interval
+from analysis.intervals import mean_interval
 from benchmarks.tables import show
 from trainables import ImageData, TrialSettings, load_data, resolve_device, split_validation, stratified_subset, train
 from trainables.device import describe_machine

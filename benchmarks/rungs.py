@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from analysis import load_epochs, load_trials
-from analysis.compare import mean_interval
+from analysis.intervals import mean_interval
 from analysis.rungs import early_stopping_loss, learning_curves, rung_correlations, rungs
 from benchmarks.tables import save, show
 from study import load_settings, resume_study, run_study

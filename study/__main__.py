@@ -16,8 +16,9 @@ import yaml
 from pyarrow import fs
 
 from analysis.remote import RunPath, exists, is_uri, open_storage, run_path
+from analysis.run_log import is_running, read_study
 from analysis.tables import as_text
-from analysis.trials import ENDED, STATUSES, is_running, load_trials, read_study, varied
+from analysis.trials import ENDED, STATUSES, load_trials, varied
 from study.check_cluster import check_cluster
 from study.run import confirm_study, resume_study, run_study
 from study.settings import HYPERPARAMETERS, PRESETS, StudySettings, load_settings, preset_names

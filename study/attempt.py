@@ -26,7 +26,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.ray_session import ClusterError
 from analysis.remote import RunPath, is_uri, open_storage, source
-from analysis.trials import ENDED, load_checkpoints, load_decisions, load_epochs, load_faults, load_trials
+from analysis.run_log import load_checkpoints, load_faults
+from analysis.trials import ENDED, load_decisions, load_epochs, load_trials
 from study.asha import RecordingASHA
 from study.disk import Checkpoints, DiskFullError, as_text, free_bytes
 from study.events import EventLog

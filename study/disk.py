@@ -17,7 +17,8 @@ import torch
 from pyarrow import fs
 
 from analysis.remote import RunPath, is_uri, list_checkpoints, open_storage
-from analysis.trials import ENDED, HYPERPARAMETERS, load_checkpoints, load_faults, load_trials
+from analysis.run_log import load_checkpoints, load_faults
+from analysis.trials import ENDED, HYPERPARAMETERS, load_trials
 from trainables.errors import UserError
 from trainables.optim import STATE_COPIES
 from trainables.resnet import ResNet18

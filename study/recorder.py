@@ -19,7 +19,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial
 
-from analysis.trials import Faults
+from analysis.run_log import Faults
 from study.asha import RecordingASHA, trial_name
 from study.disk import Checkpoints, free_bytes, reserve_bytes
 from study.events import EventLog
@@ -117,7 +117,7 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         name = trial_name(trial)
-        metrics = {field: result[field] for field in REPORTED}
+        metrics = {field: result[field] for field in REPORTED} | {"host": result["hostname"]}
         if result["passed_over"]:
             metrics["passed_over"] = result["passed_over"]
         folder = f"tune/attempt-{self._attempt}/{name}/{result['checkpoint_dir_name']}"

@@ -14,7 +14,7 @@ from analysis.claims import (
     MapComparison,
     decide,
 )
-from analysis.compare import bootstrap_interval
+from analysis.intervals import bootstrap_interval
 
 NAN = float("nan")
 OF_MAPS = [claim for claim in CLAIMS if isinstance(claim.comparisons[0], MapComparison)]

@@ -6,17 +6,12 @@ import pandas as pd
 import pytest
 
 from analysis import accuracy_over, asha_savings, compare_recipes, top_trials
-from analysis.compare import (
-    best_configuration,
+from analysis.compare import best_configuration, by_budget, confirmed, recipe_columns, recipe_name, top_configurations
+from analysis.intervals import (
     bootstrap_interval,
-    by_budget,
-    confirmed,
     difference_of_means,
     mean_interval,
     paired_difference,
-    recipe_columns,
-    recipe_name,
-    top_configurations,
     wilson_interval,
 )
 from analysis.trials import PHASES, STATUSES, varied

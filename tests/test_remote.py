@@ -29,7 +29,7 @@ from analysis.remote import (
     source,
     upload,
 )
-from analysis.trials import is_running
+from analysis.run_log import is_running
 from explain.__main__ import main as explain
 from study import StudyError, load_settings, resume_study, run_study
 from study.__main__ import main as study_command

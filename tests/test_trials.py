@@ -16,7 +16,8 @@ import torch
 import yaml
 
 from analysis import RunError, load_decisions, load_epochs, load_trials, read_study, varied
-from analysis.trials import Faults, check_comparable, is_running, load_checkpoints, load_faults, open_attempt
+from analysis.run_log import Faults, is_running, load_checkpoints, load_faults, open_attempt
+from analysis.trials import check_comparable
 from study.events import EventLog
 from trainables import CheckpointError, TrialSettings, load_model
 from trainables.checkpoint import FORMAT

@@ -1,0 +1,178 @@
+"""What explained networks predict of the test images: by class, by confidence, and what they confuse."""
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.intervals import bootstrap_interval, wilson_interval
+from analysis.remote import RunPath
+from analysis.run_log import RunError, read_study
+from analysis.trials import load_trials, over_runs
+
+NUM_BINS = 15
+
+
+def load_predictions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
+    """Return what each explained trial's network says of each test image.
+
+    Args:
+        runs: a run directory, or several; then a column ``run`` comes first.
+
+    Returns:
+        A DataFrame with ``trial_id``, ``image`` (its number), ``label`` and ``predicted`` (categories: the class
+        names), ``confidence`` (softmax of the predicted class's logit) and ``correct``; where classes have
+        superclasses also ``superclass`` and ``predicted_superclass``. No rows if no trial was explained.
+
+    Raises:
+        RunError: if a directory is no run, or a file of it cannot be read.
+    """
+    return over_runs(runs, _prediction_table)
+
+
+def _prediction_table(run: Path) -> pd.DataFrame:
+    data = read_study(run)["data"]
+    classes = pd.CategoricalDtype([str(name) for name in data["class_names"]])
+    superclasses = pd.CategoricalDtype([str(name) for name in data.get("superclass_names") or []])
+    of_class = np.asarray(data.get("superclasses") or [], dtype=np.int64)
+    trials = load_trials(run)
+    tables = [
+        _table(np.empty((0, len(classes.categories))), np.empty(0, np.int64), "", classes, superclasses, of_class)
+    ]
+    for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
+        file = run / "explanations" / trial_id / "arrays.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                logits, labels = arrays["logits"], arrays["labels"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
+        if logits.ndim != 2 or logits.shape != (len(labels), len(classes.categories)):
+            raise RunError(
+                f"{file}: holds logits {logits.shape} of {len(classes.categories)} classes; remove its folder"
+            )
+        tables.append(_table(logits, labels, trial_id, classes, superclasses, of_class))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _table(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    trial_id: str,
+    classes: pd.CategoricalDtype,
+    superclasses: pd.CategoricalDtype,
+    of_class: np.ndarray,
+) -> pd.DataFrame:
+    predicted = logits.argmax(axis=1)
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    confidence = 1 / np.exp(shifted).sum(axis=1)
+    table = {
+        "trial_id": pd.Series([trial_id] * len(labels), dtype="str"),
+        "image": np.arange(len(labels)),
+        "label": pd.Categorical.from_codes(labels, dtype=classes),
+        "predicted": pd.Categorical.from_codes(predicted, dtype=classes),
+        "confidence": confidence,
+        "correct": predicted == labels,
+    }
+    if len(of_class):
+        table["superclass"] = pd.Categorical.from_codes(of_class[labels], dtype=superclasses)
+        table["predicted_superclass"] = pd.Categorical.from_codes(of_class[predicted], dtype=superclasses)
+    return pd.DataFrame(table)
+
+
+def class_accuracy(predictions: pd.DataFrame, by: str = "label") -> pd.DataFrame:
+    """Return accuracy class by class, the least first.
+
+    Args:
+        predictions: as :func:`load_predictions` gives them; of several networks, each image counts with its mean.
+        by: ``label``, or ``superclass``.
+
+    Returns:
+        ``by``, ``accuracy`` with ``low`` and ``high`` (95 % over images: Wilson's of one network, the bootstrap's of
+        several), ``num_images``, ``num_networks``; of superclasses also ``within``, the share of images whose
+        superclass is predicted, whatever the class.
+    """
+    networks = _networks(predictions)
+    measures = {"accuracy": predictions["correct"]}
+    if by == "superclass":
+        measures["within"] = predictions["superclass"] == predictions["predicted_superclass"]
+    rows = []
+    for name, group in predictions.assign(**measures).groupby(by, observed=True):
+        of_images = group.groupby("image")[list(measures)].mean()
+        mean, low, high = bootstrap_interval(of_images["accuracy"].to_numpy())
+        if networks == 1:
+            low, high = wilson_interval(mean, len(of_images))
+        more = {"within": float(of_images["within"].mean())} if "within" in measures else {}
+        counts = {"num_images": len(of_images), "num_networks": networks}
+        rows.append({by: name, "accuracy": mean, "low": low, "high": high, **more, **counts})
+    within = ["within"] if by == "superclass" else []
+    table = pd.DataFrame(rows, columns=[by, "accuracy", "low", "high", *within, "num_images", "num_networks"])
+    return table.astype({by: predictions[by].dtype}).sort_values("accuracy", kind="stable", ignore_index=True)
+
+
+def calibration(predictions: pd.DataFrame, num_bins: int = NUM_BINS) -> pd.DataFrame:
+    """Return whether networks are right as often as they are confident (Guo et al., ICML 2017).
+
+    Args:
+        predictions: as :func:`load_predictions` gives them; those of several networks are taken together.
+        num_bins: bins of equal width in confidence.
+
+    Returns:
+        One row a bin that has predictions: ``low``, ``high`` (its edges), ``confidence`` and ``accuracy`` (means in
+        it), ``num_predictions``, and in every row ``expected_calibration_error``: the mean over predictions of the
+        distance between the two.
+    """
+    bins = np.minimum((predictions["confidence"].to_numpy() * num_bins).astype(np.int64), num_bins - 1)
+    found = predictions.groupby(bins).agg(
+        confidence=("confidence", "mean"), accuracy=("correct", "mean"), num_predictions=("correct", "size")
+    )
+    error = ((found["accuracy"] - found["confidence"]).abs() * found["num_predictions"]).sum()
+    edges = {"low": found.index / num_bins, "high": (found.index + 1) / num_bins}
+    table = pd.DataFrame(edges | {name: found[name].to_numpy() for name in found})
+    return table.assign(expected_calibration_error=error / max(1, len(predictions)))
+
+
+def confusion(predictions: pd.DataFrame, by: str = "label") -> pd.DataFrame:
+    """Return which share of each class's images is predicted as which class: rows are the truth, and add up to 1.
+
+    Args:
+        predictions: as :func:`load_predictions` gives them; those of several networks are taken together.
+        by: ``label``, or ``superclass``.
+    """
+    predicted = "predicted" if by == "label" else "predicted_superclass"
+    counts = pd.crosstab(predictions[by], predictions[predicted], dropna=False)
+    return counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+
+
+def confused_pairs(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return which classes are taken for which other ones, the most frequent first.
+
+    Args:
+        predictions: as :func:`load_predictions` gives them; those of several networks are taken together.
+
+    Returns:
+        ``label``, ``predicted``, ``share`` (of the label's images; mean over networks), ``back`` (share of the
+        predicted class's images that are taken for ``label``), ``num_images`` (of the label), ``num_networks``; where
+        classes have superclasses also ``same_superclass``.
+    """
+    networks = _networks(predictions)
+    counts = predictions[~predictions["correct"]].groupby(["label", "predicted"], observed=True).size()
+    table = counts.reset_index(name="share")
+    total = predictions["label"].value_counts().astype("float64")
+    table["share"] /= table["label"].map(total).astype("float64")
+    turned = table.rename(columns={"label": "predicted", "predicted": "label", "share": "back"})
+    table = table.merge(turned, on=["label", "predicted"], how="left").fillna({"back": 0.0})
+    table["num_images"] = (table["label"].map(total).astype("float64") / max(1, networks)).astype("int64")
+    table["num_networks"] = networks
+    if "superclass" in predictions:
+        of_class = predictions.drop_duplicates("label").set_index("label")["superclass"].astype("str").to_dict()
+        names = (table[side].astype("str").map(of_class) for side in ("label", "predicted"))
+        table["same_superclass"] = next(names) == next(names)
+    return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+
+
+def _networks(predictions: pd.DataFrame) -> int:
+    keys = [name for name in ("run", "trial_id") if name in predictions]
+    return len(predictions[keys].drop_duplicates())
