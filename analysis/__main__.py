@@ -1,4 +1,4 @@
-"""The command ``python -m analysis``: trials, epochs, measures, recipes, claims, health, explain, report."""
+"""The command ``python -m analysis``: tables of runs, explain, export, report."""
 
 import argparse
 import sys
@@ -10,13 +10,17 @@ import pandas as pd
 
 from analysis.claims import decide
 from analysis.compare import by_budget, compare_recipes, top_trials
+from analysis.effects import asha_savings, importance, isolation, pareto_front
 from analysis.explanations import explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
+from analysis.in_words import claims_as_text
+from analysis.optuna_study import export_optuna
+from analysis.predictions import calibration, class_accuracy, confused_pairs, load_predictions
 from analysis.remote import local_run, run_path
 from analysis.report import write_report
 from analysis.run_log import read_study
-from analysis.tables import write_table
-from analysis.trials import check_comparable, load_epochs, load_trials, varied
+from analysis.tables import write_table, write_text
+from analysis.trials import check_comparable, load_epochs, load_timeline, load_trials, varied
 from trainables.errors import UserError
 
 # What a terminal shows of trials unless --columns says otherwise; files get every column.
@@ -54,6 +58,29 @@ def _health(runs: Any) -> pd.DataFrame:
     return search_space_health(by_budget(load_trials(runs))[0], num_val_images)
 
 
+def _searched(table: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame]) -> Callable[[Any], pd.DataFrame]:
+    """Return a function of runs that gives a table of their trials and epochs, if these can stand beside each other."""
+
+    def of_runs(runs: Any) -> pd.DataFrame:
+        check_comparable(_folders(runs))
+        return table(load_trials(runs), load_epochs(runs))
+
+    return of_runs
+
+
+def _tested(table: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Any], pd.DataFrame]:
+    """Return a function of a run that gives a table of what its explained trials' networks predict."""
+    return lambda runs: table(load_predictions(runs))
+
+
+def _classes(predictions: pd.DataFrame) -> pd.DataFrame:
+    tables = [class_accuracy(predictions)]
+    if "superclass" in predictions:
+        tables.append(class_accuracy(predictions, "superclass"))
+    named = [table.rename(columns={table.columns[0]: "name"}).assign(kind=table.columns[0]) for table in tables]
+    return pd.concat([table.astype({"name": "str"}) for table in named], ignore_index=True)
+
+
 TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
     "trials": (load_trials, "trial asked for"),
     "epochs": (load_epochs, "epoch of each trial"),
@@ -61,6 +88,15 @@ TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
     "recipes": (_recipes, "recipe, of its best configuration, best recipe first"),
     "claims": (_claims, "comparison that decides a claim, about recipes or about the explained trials' maps"),
     "health": (_health, "warning of what the search space does not say"),
+    "isolation": (_searched(isolation), "hyperparameter and value, with its effect, all else being equal"),
+    "importance": (_searched(importance), "hyperparameter, with how much it decides which trials are good"),
+    "pareto": (_searched(lambda trials, _: pareto_front(trials)), "configuration, with accuracy and what it cost"),
+    "savings": (_searched(lambda trials, _: asha_savings(trials)), "epoch at which trials ended, with how many did"),
+    "timeline": (load_timeline, "time that a trial was begun, with the slot it held"),
+    "predictions": (load_predictions, "explained trial and test image, with what its network says"),
+    "classes": (_tested(_classes), "class and superclass, with its test accuracy over the explained trials"),
+    "confused": (_tested(confused_pairs), "class that the explained trials take for another, and how often"),
+    "calibration": (_tested(calibration), "bin of confidence, with the accuracy in it"),
 }
 EXAMPLES = {
     "trials": (
@@ -76,6 +112,18 @@ EXAMPLES = {
     "recipes": ("runs/demo --columns recipe,val_accuracy,val_low,val_high,num_seeds", "runs/a runs/b --format csv"),
     "claims": ("runs/demo --columns claim,verdict", "runs/demo --format csv --output claims.csv"),
     "health": ("runs/demo --columns text",),
+    "isolation": ("runs/demo", "runs/demo --query \"hyperparameter == 'lr'\""),
+    "importance": ("runs/demo",),
+    "pareto": ("runs/demo --query on_front",),
+    "savings": ("runs/demo",),
+    "timeline": ("runs/demo --columns trial_id,slot,start_seconds,end_seconds,outcome",),
+    "predictions": (
+        'runs/demo --query "not correct and confidence > 0.9"',
+        "runs/demo --format parquet --output p.parquet",
+    ),
+    "classes": ("runs/demo --query \"kind == 'superclass'\"",),
+    "confused": ('runs/demo --query "share > 0.1"',),
+    "calibration": ("runs/demo",),
 }
 
 
@@ -130,6 +178,14 @@ def _parser() -> argparse.ArgumentParser:
     which = explain.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=4, metavar="K", help="configurations, with all their seeds [4]")
     which.add_argument("--all", action="store_true", help="every trial that has a checkpoint; choose none by it")
+    export = commands.add_parser(
+        "export",
+        help="write a run for another tool",
+        description="Write a journal of the run's trials that optuna-dashboard opens: optuna-dashboard FILE.",
+        formatter_class=raw,
+    )
+    export.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
+    export.add_argument("--optuna", type=Path, metavar="FILE", required=True, help="the journal to write")
     for command in (explain, report):
         command.add_argument("--data-dir", type=Path, metavar="P", help="where the data lies, if it was moved")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
@@ -161,7 +217,10 @@ def _table(args: argparse.Namespace) -> None:
         table = table[chosen]
     elif args.format == "table" and args.command == "trials":
         table = table[[name for name in telling if name in names and table[name].notna().any()]]
-    write_table(table, args.format, args.output)
+    if args.command == "claims" and args.format == "table" and not (args.query or args.sort or args.columns):
+        write_text(claims_as_text(table) + "\n", args.output)
+    else:
+        write_table(table, args.format, args.output)
     if args.output:
         print(f"{len(table)} rows: {args.output}")
 
@@ -195,6 +254,12 @@ def _explain(args: argparse.Namespace) -> None:
     print(f"next: python -m analysis claims {args.run}, or python -m analysis trials {args.run} --format csv")
 
 
+def _export(args: argparse.Namespace) -> None:
+    trials, name = load_trials(args.run), read_study(args.run)["name"]
+    export_optuna(trials, load_epochs(args.run), args.optuna, str(name))
+    print(f"{len(trials)} trials: {args.optuna}\nnext: optuna-dashboard {args.optuna} (pip install optuna-dashboard)")
+
+
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -207,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _report(args)
         elif args.command == "explain":
             _explain(args)
+        elif args.command == "export":
+            _export(args)
         else:
             _table(args)
     except UserError as error:

@@ -1,6 +1,7 @@
 """What the report says of maps and claims, for people to read."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 from analysis.explanations import Explanation
 from analysis.intervals import bootstrap_interval
 from analysis.measures import OWN
+from analysis.predictions import class_accuracy, confused_pairs
 from analysis.tables import interval, percent
 from trainables.data import ImageData
 
@@ -85,6 +87,46 @@ def measure_table(best: Explanation) -> dict[str, Any]:
             for m in shown
         ],
     }
+
+
+def class_rows(predictions: pd.DataFrame, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the classes that are recognized least and best, and the most confused pairs, for people to read.
+
+    Args:
+        predictions: as :func:`analysis.load_predictions` gives them.
+        count: how many of each, at most.
+    """
+    accuracy = class_accuracy(predictions)
+    ends = pd.concat([accuracy.head(count), accuracy.iloc[max(count, len(accuracy) - count) :]])
+    pairs = confused_pairs(predictions).head(count)
+    return {
+        "classes": [
+            {"name": row["label"], "accuracy": interval(*row[["accuracy", "low", "high"]]), "n": row["num_images"]}
+            for _, row in ends.iterrows()
+        ],
+        "pairs": [
+            {"label": row["label"], "predicted": row["predicted"], "share": percent(row["share"], 0),
+             "back": percent(row["back"], 0), "n": row["num_images"]}
+            for _, row in pairs.iterrows()
+        ],
+    }  # fmt: skip
+
+
+def claims_as_text(claims: pd.DataFrame, width: int = 110) -> str:
+    """Return the claims for the terminal: each with its verdict and what it rests on.
+
+    Args:
+        claims: as :func:`analysis.decide` gives them.
+        width: characters a line.
+    """
+    lines = []
+    for row in claim_rows(claims):
+        lines += [row["claim"], f"  {row['verdict']} (n = {row['n']})"]
+        lines += textwrap.wrap(row["evidence"], width, initial_indent="  ", subsequent_indent="  ")
+    for text in undecidable(claims):
+        claim, _, reason = text.partition(": ")
+        lines += [f"{claim}.", f"  no data: {reason}"]
+    return "\n".join(lines)
 
 
 def claim_rows(claims: pd.DataFrame) -> list[dict[str, str]]:

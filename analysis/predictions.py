@@ -2,16 +2,18 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis.explanations import Explanation
 from analysis.intervals import bootstrap_interval, wilson_interval
 from analysis.remote import RunPath
 from analysis.run_log import RunError, read_study
 from analysis.trials import load_trials, over_runs
+from trainables.data import ImageData
 
 NUM_BINS = 15
 
@@ -35,13 +37,10 @@ def load_predictions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
 
 def _prediction_table(run: Path) -> pd.DataFrame:
     data = read_study(run)["data"]
-    classes = pd.CategoricalDtype([str(name) for name in data["class_names"]])
-    superclasses = pd.CategoricalDtype([str(name) for name in data.get("superclass_names") or []])
-    of_class = np.asarray(data.get("superclasses") or [], dtype=np.int64)
+    kinds = _kinds(data["class_names"], data.get("superclass_names") or [], data.get("superclasses") or [])
+    size = len(data["class_names"])
     trials = load_trials(run)
-    tables = [
-        _table(np.empty((0, len(classes.categories))), np.empty(0, np.int64), "", classes, superclasses, of_class)
-    ]
+    tables = [_table(np.empty((0, size)), np.empty(0, dtype=np.int64), "", *kinds)]
     for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
         file = run / "explanations" / trial_id / "arrays.npz"
         try:
@@ -49,12 +48,18 @@ def _prediction_table(run: Path) -> pd.DataFrame:
                 logits, labels = arrays["logits"], arrays["labels"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
-        if logits.ndim != 2 or logits.shape != (len(labels), len(classes.categories)):
-            raise RunError(
-                f"{file}: holds logits {logits.shape} of {len(classes.categories)} classes; remove its folder"
-            )
-        tables.append(_table(logits, labels, trial_id, classes, superclasses, of_class))
+        if logits.shape != (len(labels), size):
+            raise RunError(f"{file}: is not of {size} classes; remove its folder")
+        tables.append(_table(logits, labels, trial_id, *kinds))
     return pd.concat(tables, ignore_index=True)
+
+
+def _kinds(
+    class_names: Sequence[str], superclass_names: Sequence[str], superclasses: Sequence[int]
+) -> tuple[pd.CategoricalDtype, pd.CategoricalDtype, np.ndarray]:
+    """Return the categories of classes and of superclasses, and each class's superclass."""
+    names = (pd.CategoricalDtype([str(name) for name in kind]) for kind in (class_names, superclass_names))
+    return *names, np.asarray(superclasses, dtype=np.int64)  # type: ignore[return-value]
 
 
 def _table(
@@ -80,6 +85,12 @@ def _table(
         table["superclass"] = pd.Categorical.from_codes(of_class[labels], dtype=superclasses)
         table["predicted_superclass"] = pd.Categorical.from_codes(of_class[predicted], dtype=superclasses)
     return pd.DataFrame(table)
+
+
+def predictions_of(explanations: Sequence[Explanation], data: ImageData) -> pd.DataFrame:
+    """Return what :func:`load_predictions` does, of networks that are at hand."""
+    kinds = _kinds(data.class_names, data.superclass_names, data.superclasses)
+    return pd.concat([_table(e.logits, e.labels, e.trial_id, *kinds) for e in explanations], ignore_index=True)
 
 
 def class_accuracy(predictions: pd.DataFrame, by: str = "label") -> pd.DataFrame:

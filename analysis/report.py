@@ -2,12 +2,11 @@
 
 import base64
 import dataclasses
+import hashlib
 import html
-import io
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +16,29 @@ import pandas as pd
 import yaml
 from jinja2 import Undefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from analysis import figures
 from analysis.claims import CLAIMS, MapComparison, decide
 from analysis.compare import (
     amount_columns,
     by_budget,
     compare_recipes,
-    recipe_columns,
-    recipe_name,
     top_trials,
 )
-from analysis.effects import asha_savings
 from analysis.explanations import Explanation, explain_trials, load_test_data
 from analysis.health import search_space_health
-from analysis.in_words import MAP_TITLES, claim_rows, looks_at, measure_table, undecidable
+from analysis.in_words import MAP_TITLES, claim_rows, class_rows, looks_at, measure_table, undecidable
 from analysis.intervals import difference_of_means, paired_difference
 from analysis.measures import OWN
+from analysis.pictures import Picture, make_image_pictures, make_pictures
+from analysis.predictions import predictions_of
 from analysis.remote import RunPath, is_uri, local_run, source
 from analysis.run_log import RunError, read_study
 from analysis.tables import interval, percent
-from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load_trials, varied
+from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load_timeline, load_trials, varied
 from trainables.data import ImageData
 
-PANEL_RIGHT, PANEL_WRONG = 5, 3
-PANEL_NETWORKS = 4  # side by side; more would not be legible
 MAX_WARNINGS = 6
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A figure of the report: its file's name, what stands below it, and what it shows for those who cannot see it."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-
-    @property
-    def data_uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+NUM_PAIRS = 10  # most confused, and classes at either end, that are told
 
 
 def write_report(
@@ -96,7 +76,7 @@ def write_report(
     folders = [local_run(run) for run in runs]
     check_comparable(folders)
     studies = [read_study(folder) for folder in folders]
-    trials, epochs = _load(load_trials, folders), _load(load_epochs, folders)
+    trials, epochs, timeline = (_load(load, folders) for load in (load_trials, load_epochs, load_timeline))
     if not trials["val_accuracy"].notna().any():
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
         raise RunError(f"{', '.join(map(source, folders))}: no trial has a finished epoch to report on ({counts})")
@@ -109,7 +89,12 @@ def write_report(
     recipes = compare_recipes(equal_epochs, num_val)
     claims = _decide(explanations, trials, epochs, studies)
 
-    pictures = _pictures(trials, epochs, recipes, chosen, data, explanations)
+    winners = [explanation for explanation in explanations if explanation.trial_id in recipes.iloc[0]["trial_ids"]]
+    predictions = predictions_of(winners, data) if data is not None and winners else None
+    pictures = make_pictures(trials, epochs, timeline, recipes)
+    if data is not None and explanations:
+        pictures |= make_image_pictures(trials, chosen, data, explanations, predictions)
+    script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     context = {
         "title": ", ".join(str(study["name"]) for study in studies),
         "studies": studies,
@@ -119,10 +104,11 @@ def write_report(
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
         "looks_at": looks_at(explanations[0], data) if data and explanations else "",
+        "classes": class_rows(predictions, NUM_PAIRS) if predictions is not None else None,
         "measures": measure_table(explanations[0]) if explanations else None,
         "claims": claim_rows(claims),
         "undecidable": undecidable(claims),
-        "warnings": search_space_health(trials, num_val)["text"].head(MAX_WARNINGS).to_list(),
+        "warnings": search_space_health(equal_epochs, num_val)["text"].head(MAX_WARNINGS).to_list(),
         "equal_compute": _recipe_rows(compare_recipes(equal_compute, num_val)),
         "map_columns": _map_columns(recipes),
         "pictures": pictures,
@@ -135,6 +121,9 @@ def write_report(
         "top": len(chosen),
         "settings_yaml": yaml.safe_dump(studies[0]["settings"], sort_keys=False, width=100),
         "train_seconds": float(trials["train_seconds"].sum()),
+        "method": _method(studies[0], num_val, len(data) if data else 0, len(chosen)),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     _write(output, context, pictures)
     return output / "report.html"
@@ -274,7 +263,6 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
                 "minutes": "–" if pd.isna(row["train_seconds"]) else f"{row['train_seconds'] / 60:.1f}",
                 "maps": [_share(row, name) for name in _map_columns(recipes)],
                 "gap": "–" if pd.isna(gap) else f"{100 * gap:+.1f}".replace("-", "−"),
-                "trial": ", ".join(row["trial_ids"]),
             }
         )
     return rows
@@ -305,9 +293,8 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
             "trial_id": row["trial_id"],
             "status": row["status"] + (" (confirmation)" if row["phase"] == "confirm" else ""),
             "epochs": row["epochs"],
-            "val": percent(row["val_accuracy"], 2),
-            "train": percent(row["train_accuracy"], 2),
-            "test": percent(row.get("test_accuracy", np.nan), 2),
+            "numbers": {kind: _number(row.get(f"{kind}_accuracy", np.nan)) for kind in ("val", "train", "test")},
+            **{kind: percent(row.get(f"{kind}_accuracy", np.nan), 2) for kind in ("val", "train", "test")},
             "note": next((_short(row[name]) for name in ("stop_reason", "error") if pd.notna(row[name])), ""),
             "values": ["" if pd.isna(row[name]) else row[name] for name in names],
         }
@@ -315,10 +302,36 @@ def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _panel_note(trial: pd.Series, columns: Sequence[str], explanation: Explanation) -> str:
-    rate = "" if "lr" in columns else f"lr {trial['lr']:g}, "
-    stopped = "" if trial["status"] == "completed" else ", stopped early"
-    return f"{rate}epoch {trial['best_epoch']}{stopped}, test accuracy {percent(explanation.accuracy)}"
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.6g}"
+
+
+def _method(study: dict[str, Any], num_val: int, num_test: int, top: int) -> list[str]:
+    """Say what was done with which images, and how it was judged."""
+    settings, data = study["settings"], study["data"]
+    split = "official training images" if settings["dataset"].startswith("cifar") else "training images"
+    texts = [
+        f"{data['num_train_images']:,} images were trained on and {num_val:,} validated: a stratified, seeded share of "
+        f"{percent(settings['val_fraction'], 0)} of the {split} was held out. Every choice rests on validation alone."
+    ]
+    if num_test:
+        texts.append(
+            f"The {num_test:,} test images were read by this report only, for the {top} trials that were best in "
+            "validation; no choice rests on them."
+        )
+    if settings.get("early_stopping") == "asha":
+        texts.append(
+            f"ASHA (Li et al., MLSys 2020) stopped the worst trials at rungs from epoch {settings['grace_period']} on; "
+            f"one in {settings['reduction_factor']:g} goes on. Stopped trials are marked, and compared with others "
+            "only at epochs that all of them reached."
+        )
+    else:
+        texts.append(f"Every trial was trained for up to {settings['max_epochs']} epochs; none was stopped early.")
+    texts.append(
+        "Intervals are of 95 %: Wilson's over images for one seed, Student's t over seeds where there are several, the "
+        "paired bootstrap over images for maps."
+    )
+    return texts
 
 
 def _short(note: str) -> str:
@@ -330,83 +343,7 @@ def _short(note: str) -> str:
     return f"epoch {epoch}: {percent(float(value))} < {percent(float(cutoff))}"
 
 
-def _pictures(
-    trials: pd.DataFrame,
-    epochs: pd.DataFrame,
-    recipes: pd.DataFrame,
-    chosen: pd.DataFrame,
-    data: ImageData | None,
-    explanations: Sequence[Explanation],
-) -> dict[str, _Picture]:
-    pictures: dict[str, _Picture] = {}
-
-    def add(name: str, title: str, caption: str, alt: str, figure: Figure) -> None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pictures[name] = _Picture(name, title, caption, alt, buffer.getvalue())
-
-    best = recipes.iloc[0]
-    add(
-        "accuracy",
-        "Accuracy of each recipe",
-        "Best configuration of each recipe. Bars are 95 % intervals: over seeds where there are several, else over "
-        "images.",
-        f"Accuracies of {len(recipes)} recipes; the best is {best['recipe']} with {percent(best['val_accuracy'])}.",
-        figures.accuracy_figure(recipes),
-    )
-    add(
-        "curves",
-        "Learning curves",
-        "Validation accuracy after each epoch, one line a trial; a cross marks a trial that was stopped early.",
-        f"Validation accuracy over epochs of {trials['epochs'].gt(0).sum()} trials.",
-        figures.curves_figure(trials, epochs),
-    )
-    if "lr" in varied(trials):
-        add(
-            "learning_rate",
-            "Accuracy over the learning rate",
-            "Best validation accuracy at each learning rate. Hollow marks are trials that were stopped early: their "
-            "accuracy is that of an unfinished training.",
-            "Validation accuracy over the learning rate for each optimizer and augmentation.",
-            figures.lr_figure(by_budget(trials)[0]),
-        )
-    savings = asha_savings(trials)
-    if (trials["status"] == "stopped").any():
-        run, full = int(savings["epochs_run"].iloc[0]), int(savings["epochs_without_stopping"].iloc[0])
-        add(
-            "savings",
-            "What early stopping saved",
-            f"{run} epochs were run of {full} without early stopping: {percent(1 - run / full, 0)} less.",
-            f"Trials in training at each epoch: {run} epochs run of {full}.",
-            figures.savings_figure(savings),
-        )
-    if data is not None and explanations:
-        columns = recipe_columns(trials)
-        # One network a configuration: its first seed, whatever that seed reached.
-        alike = [*columns, *amount_columns(trials)]
-        single = ~chosen.duplicated(alike) if alike else pd.Series(range(len(chosen)), index=chosen.index) == 0
-        picked = [
-            pair for pair, take in zip(zip(explanations, chosen.iterrows(), strict=True), single, strict=True) if take
-        ]
-        shown = [explanation for explanation, _ in picked][:PANEL_NETWORKS]
-        networks = [trial for _, (_, trial) in picked][:PANEL_NETWORKS]
-        names = [recipe_name(trial, columns) for trial in networks]
-        notes = [_panel_note(trial, columns, explanation) for trial, explanation in zip(networks, shown, strict=True)]
-        positions = figures.choose_images(shown[0], PANEL_RIGHT, PANEL_WRONG)
-        add(
-            "panel",
-            "What the networks look at",
-            f"Test images, a seeded choice of up to {PANEL_RIGHT} that the best network gets right and {PANEL_WRONG} "
-            "that it gets wrong. For each network saliency (absolute gradient of the predicted class's logit) and "
-            "Grad-CAM (last stage) laid over the image; each map is scaled by itself, so brightness "
-            "cannot be compared between maps.",
-            f"{len(positions)} test images with saliency and Grad-CAM maps of {len(shown)} networks.",
-            figures.panel_figure(shown, names, notes, data, positions),
-        )
-    return pictures
-
-
-def _write(output: Path, context: dict[str, Any], pictures: dict[str, _Picture]) -> None:
+def _write(output: Path, context: dict[str, Any], pictures: dict[str, Picture]) -> None:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"loader": loader, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
     # Whatever comes from a run is text: markup in class names, run names or errors shows as it is.

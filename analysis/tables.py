@@ -52,21 +52,31 @@ def write_table(table: pd.DataFrame, fmt: Format, output: Path | None) -> None:
     Raises:
         UserError: if the file cannot be written, or Parquet should go to a terminal.
     """
-    try:
-        if fmt == "parquet":
-            if output is None:
-                raise UserError("--format parquet is binary: give --output FILE")
-            table.to_parquet(output, index=False)
-            return
-        if fmt == "csv":
-            text = table.to_csv(index=False)
-        elif fmt == "json":
-            text = table.to_json(orient="records", indent=1, double_precision=15) + "\n"
-        else:
-            text = as_text(table) + "\n"
+    if fmt == "parquet":
         if output is None:
-            sys.stdout.write(text)
-        else:
-            output.write_text(text, encoding="utf-8")
+            raise UserError("--format parquet is binary: give --output FILE")
+        try:
+            table.to_parquet(output, index=False)
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
+    elif fmt == "csv":
+        write_text(table.to_csv(index=False), output)
+    elif fmt == "json":
+        write_text(table.to_json(orient="records", indent=1, double_precision=15) + "\n", output)
+    else:
+        write_text(as_text(table) + "\n", output)
+
+
+def write_text(text: str, output: Path | None) -> None:
+    """Write text to a file, or to standard output.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
