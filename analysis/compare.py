@@ -86,8 +86,12 @@ def varied_hyperparameters(trials: pd.DataFrame) -> list[str]:
 
 
 def drawn(values: pd.Series) -> bool:
-    """Return whether a hyperparameter's values were drawn from a range, so that each stands for itself alone."""
-    return bool(values.nunique() > len(values) / 2)
+    """Return whether a hyperparameter's values were drawn from a range, so that each stands for itself alone.
+
+    That is taken for so of numbers if most trials have one of their own, and there are more than four.
+    """
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    return numeric and values.nunique() > max(4, len(values) / 2)
 
 
 def recipe_name(row: pd.Series, columns: Sequence[str]) -> str:

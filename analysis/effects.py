@@ -4,6 +4,8 @@ Under early stopping, trials are compared after the last epoch that all of them 
 stopped says as much about the rung as about the trial. A trial that diverged counts as accuracy 0, as it does for ASHA.
 """
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -44,7 +46,7 @@ def at_common_epoch(trials: pd.DataFrame, epochs: pd.DataFrame) -> tuple[pd.Data
         epoch, then = None, searched.copy()
     diverged = searched["status"].to_numpy() == "diverged"
     then.loc[diverged, "val_accuracy"] = 0.0
-    return then[diverged | (then["status"] == "completed").to_numpy()], epoch
+    return then[(diverged | (then["status"] == "completed").to_numpy()) & then["val_accuracy"].notna()], epoch
 
 
 def isolation(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
@@ -74,9 +76,9 @@ def isolation(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
         if drawn(then[name]):
             continue
         others = [other for other in (*names, "seed") if other != name]
-        table = then.pivot_table(
-            index=others, columns=name, values="val_accuracy", aggfunc="mean", dropna=False, observed=True
-        )
+        # A pivot_table would have a row for each combination of values that others were drawn at.
+        cells = then.groupby([*others, name], observed=True, dropna=False)["val_accuracy"].mean()
+        table = cells.unstack(name)  # noqa: PD010
         blocks = table.dropna()
         above = blocks.sub(blocks.mean(axis=1), axis=0)
         by_seed = then.groupby([*others[:-1], name], observed=True, dropna=False)["val_accuracy"].mean()
@@ -114,16 +116,19 @@ def importance(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a hyperparameter that varies, the most important first: ``hyperparameter``, ``importance`` (they add up
         to 1), ``num_trials``, ``epoch`` (after which they were compared; missing if each at its best). No rows where
-        nothing varies, or for fewer than twice four trials.
+        nothing varies, for fewer than twice four trials, or where the worst are as accurate as the last of the best.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     then, epoch = at_common_epoch(trials, epochs)
     kinds = {"hyperparameter": "str", "importance": "float64", "num_trials": "int64", "epoch": "Int64"}
     names = varied_hyperparameters(then)
-    if len(then) < 2 * MIN_IMPORTANT or not names:
+    num_best = max(MIN_IMPORTANT, math.ceil(len(then) / 10))
+    ranked = then["val_accuracy"].sort_values(ascending=False).to_numpy()
+    if len(then) < 2 * MIN_IMPORTANT or not names or ranked[num_best - 1] == ranked[-1]:
         return pd.DataFrame(columns=list(kinds)).astype(kinds)
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, MIN_IMPORTANT / len(then)))
+    # Optuna rounds up: half a trial less, so that no rounding error adds one.
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=(num_best - 0.5) / len(then))
     found = get_param_importances(to_optuna(then.assign(status="completed")), evaluator=evaluator, params=names)
     rows = [
         {"hyperparameter": name, "importance": share, "num_trials": len(then), "epoch": epoch}
@@ -166,7 +171,9 @@ def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
         ["train_seconds", "val_accuracy"], ascending=[True, False], ignore_index=True
     )
     before = table["val_accuracy"].cummax().shift(fill_value=-np.inf)
-    return table.assign(on_front=table["val_accuracy"] > before)
+    ahead = table["val_accuracy"] > before
+    equals = [table["train_seconds"], table["val_accuracy"]]  # of which none beats the other
+    return table.assign(on_front=ahead.groupby(equals).transform("any"))
 
 
 def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:

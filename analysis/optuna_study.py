@@ -52,8 +52,9 @@ def to_optuna(
         keys = ["trial_id"]
     frozen = []
     for row in trials.to_dict("records"):
-        state = STATES[str(row["status"])]
-        value = row["val_accuracy"]
+        state, value = STATES[str(row["status"])], row["val_accuracy"]
+        if state == TrialState.COMPLETE and pd.isna(value):  # its log lost the epochs
+            state = TrialState.FAIL
         known = {name: row[name] for name in names if not pd.isna(row[name])}
         frozen.append(
             optuna.trial.create_trial(
@@ -102,10 +103,12 @@ def export_optuna(trials: pd.DataFrame, epochs: pd.DataFrame, file: Path, name: 
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    if file.exists():
-        raise RunError(f"{file}: exists already, and a journal is only added to; give another name or remove it")
     try:
-        file.touch()
+        file.touch(exist_ok=False)
         to_optuna(trials, epochs, JournalStorage(JournalFileBackend(str(file))), name)
+    except FileExistsError as error:
+        raise RunError(
+            f"{file}: exists already, and a journal is only added to; give another name or remove it"
+        ) from error
     except OSError as error:
         raise RunError(f"{file}: cannot be written ({error.strerror or error})") from error

@@ -46,9 +46,9 @@ def _prediction_table(run: Path) -> pd.DataFrame:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 logits, labels = arrays["logits"], arrays["labels"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
             raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
-        if logits.shape != (len(labels), size):
+        if logits.shape != (len(labels), size) or not set(labels.tolist()) <= set(range(size)):
             raise RunError(f"{file}: is not of {size} classes; remove its folder")
         tables.append(_table(logits, labels, trial_id, *kinds))
     return pd.concat(tables, ignore_index=True)
@@ -169,8 +169,8 @@ def confused_pairs(predictions: pd.DataFrame) -> pd.DataFrame:
         classes have superclasses also ``same_superclass``.
     """
     networks = _networks(predictions)
-    counts = predictions[~predictions["correct"]].groupby(["label", "predicted"], observed=True).size()
-    table = counts.reset_index(name="share")
+    wrong = predictions[~predictions["correct"]]
+    table = wrong.groupby(["label", "predicted"], observed=True).size().reset_index(name="share")
     total = predictions["label"].value_counts().astype("float64")
     table["share"] /= table["label"].map(total).astype("float64")
     turned = table.rename(columns={"label": "predicted", "predicted": "label", "share": "back"})
@@ -178,9 +178,8 @@ def confused_pairs(predictions: pd.DataFrame) -> pd.DataFrame:
     table["num_images"] = (table["label"].map(total).astype("float64") / max(1, networks)).astype("int64")
     table["num_networks"] = networks
     if "superclass" in predictions:
-        of_class = predictions.drop_duplicates("label").set_index("label")["superclass"].astype("str").to_dict()
-        names = (table[side].astype("str").map(of_class) for side in ("label", "predicted"))
-        table["same_superclass"] = next(names) == next(names)
+        same = wrong["superclass"] == wrong["predicted_superclass"]
+        table["same_superclass"] = same.groupby([wrong["label"], wrong["predicted"]], observed=True).all().to_numpy()
     return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
 
 

@@ -160,12 +160,12 @@ def _timeline_table(run: Path) -> pd.DataFrame:
     spans = [(t.trial_id, span) for t in read_log(run).trials.values() for span in t.spans]
     spans.sort(key=lambda entry: entry[1].start)
     first = spans[0][1].start if spans else 0.0
-    free: dict[tuple[int, str], list[float]] = {}  # when each slot was left
+    free: dict[tuple[int, str], list[float]] = {}  # when each slot was left: never, by a trial that runs
     rows = []
     for trial_id, span in spans:
         slots = free.setdefault((span.attempt, span.host), [])
         slot = next((i for i, left in enumerate(slots) if left <= span.start), len(slots))
-        slots[slot : slot + 1] = [span.end]
+        slots[slot : slot + 1] = [span.end if span.outcome else math.inf]
         times = {"start_seconds": span.start - first, "end_seconds": span.end - first}
         known = {"host": span.host or None, "outcome": span.outcome or None}
         rows.append({"trial_id": trial_id, "attempt": span.attempt, "slot": slot, **known, **times})

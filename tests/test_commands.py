@@ -12,11 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 from analysis import compare_recipes, decide, load_measures, load_trials
+from analysis.__main__ import TABLES
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("train_size=300", "max_epochs=2", "space.augmentation=[none]", "fixed.width=8", "fixed.batch_size=50")
@@ -65,7 +69,11 @@ def test_report_holds_what_it_should(workplace: Path) -> None:
     report = workplace / "runs/small/report"
     html = (report / "report.html").read_text()
     best = load_trials(workplace / "runs/small").sort_values("val_accuracy").iloc[-1]
-    for text in ("Accuracy of each recipe", "What the networks look at", "Learning curves", "How to reproduce it"):
+    titles = ("Accuracy of each recipe", "What can be claimed", "What the networks look at", "What the search found",
+              "All trials", "How it was measured", "How to reproduce it")  # fmt: skip
+    places = [html.index(f">{title}</h2>") for title in titles]
+    assert places == sorted(places)
+    for text in ("Learning curves", "What is taken for what", "Is it as right as it is confident?", "Who ran when"):
         assert text in html
     for text in (best["trial_id"], "python -m study run --name small", "of its Grad-CAM and"):
         assert text in html
@@ -80,10 +88,10 @@ def test_report_holds_what_it_should(workplace: Path) -> None:
     assert html.count("data:image/png;base64,") >= 4
     assert "http://" not in html
     assert "https://" not in html
-    assert "<script" not in html
+    assert html.count("<script") == 1  # of its own, with its hash in the page's policy
     markdown = (report / "report.md").read_text()
     assert "| Recipe | Validation | Test |" in markdown
-    for name in ("accuracy", "curves", "learning_rate", "panel"):
+    for name in ("accuracy", "curves", "learning_rate", "panel", "isolation", "pareto", "confusion", "timeline"):
         assert f"figures/{name}.png" in markdown
         with Image.open(report / "figures" / f"{name}.png") as figure:
             assert min(figure.size) > 200
@@ -227,6 +235,48 @@ def test_recipes_and_health_are_tables(
     assert 0 < recipes[0]["gradcam_energy_on_object_low"] < recipes[0]["gradcam_energy_on_object"] < 1
     assert main(["health", "runs/small", "--columns", "text"]) == 0
     assert "lr tried" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_every_table_is_a_command(
+    workplace: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal with a row or a sentence, and as a file that holds what Python's function returns."""
+    monkeypatch.chdir(workplace)
+    main = importlib.import_module("analysis.__main__").main
+    assert main([name, "runs/small"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main([name, "runs/small", "--format", "parquet", "--output", f"{name}.parquet"]) == 0
+    expected = TABLES[name][0](Path("runs/small"))
+    got = pd.read_parquet(f"{name}.parquet")
+    pd.testing.assert_frame_equal(got, expected, check_dtype=name not in ("recipes",))
+
+
+def test_claims_in_the_terminal_are_sentences(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert importlib.import_module("analysis.__main__").main(["claims", "runs/small"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    claims = decide(load_measures("runs/small"), load_trials("runs/small")).drop_duplicates("claim")
+    for row in claims.itertuples():
+        assert lines[lines.index(row.claim) + 1].startswith(f"  {row.verdict}")
+    assert max(map(len, lines)) <= 140
+
+
+def test_a_run_is_exported_for_optuna_dashboard(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    main = importlib.import_module("analysis.__main__").main
+    assert main(["export", "runs/small", "--optuna", "small.log"]) == 0
+    assert "optuna-dashboard small.log" in capsys.readouterr().out
+    study = optuna.load_study(study_name="small", storage=JournalStorage(JournalFileBackend("small.log")))
+    trials = load_trials("runs/small")
+    assert [trial.user_attrs["trial_id"] for trial in study.trials] == trials["trial_id"].to_list()
+    assert study.best_value == trials.query("status == 'completed'")["val_accuracy"].max()
+    assert main(["export", "runs/small", "--optuna", "small.log"]) == 2
+    assert "small.log: exists already" in capsys.readouterr().err
 
 
 # SIGTERM takes the same way, in tests/test_faults.py.

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import accuracy_over, asha_savings, compare_recipes, top_trials
+from analysis import compare_recipes, top_trials
 from analysis.compare import best_configuration, by_budget, confirmed, recipe_columns, recipe_name, top_configurations
 from analysis.intervals import (
     bootstrap_interval,
@@ -359,9 +359,6 @@ def test_without_any_accuracy_there_is_nothing_to_compare():
     trials = table({"val_accuracy": NAN, "status": "pending"}, {"val_accuracy": NAN, "lr": 0.5, "status": "diverged"})
     assert compare_recipes(trials, 50).empty
     assert top_trials(trials, 3).empty
-    points = accuracy_over(trials)
-    assert points.empty
-    assert list(points.columns) == ["lr", "recipe", "val_accuracy", "censored"]
 
 
 # --- top_trials ---
@@ -395,83 +392,7 @@ def test_seeds_of_one_configuration_stand_by_seed_also_where_it_is_the_only_one(
     assert top_trials(table({}), 3)["trial_id"].to_list() == ["t0"]
 
 
-# --- asha_savings ---
-
-
-def test_savings_by_hand():
-    trials = table(
-        *[{"status": "stopped", "epochs": 1}] * 6,
-        *[{"status": "stopped", "epochs": 3}] * 2,
-        {"epochs": 9},
-        {"status": "pending", "epochs": 0, "val_accuracy": NAN},
-    )
-    savings = asha_savings(trials)
-    assert savings.to_dict("list") == {
-        "epoch": [1, 3, 9],
-        "trials_trained": [9, 3, 1],
-        "trials_stopped": [6, 2, 0],
-        "epochs_run": [6 + 6 + 9] * 3,
-        "epochs_without_stopping": [81] * 3,
-    }
-
-
-def test_savings_count_every_epoch_however_a_trial_ended():
-    rows = [("stopped", 2), ("diverged", 3), ("failed", 5), ("running", 6), ("completed", 9), ("stopped", 2)]
-    savings = asha_savings(table(*({"status": status, "epochs": epochs} for status, epochs in rows)))
-    assert savings["epoch"].to_list() == [2, 3, 5, 6, 9]
-    assert savings["trials_trained"].to_list() == [6, 4, 3, 2, 1]
-    assert savings["trials_stopped"].to_list() == [2, 0, 0, 0, 0]
-    area = (savings["trials_trained"] * np.diff(savings["epoch"], prepend=0)).sum()
-    assert area == savings["epochs_run"].iloc[0] == 27
-
-
-def test_savings_of_a_study_that_stopped_nothing():
-    assert asha_savings(table({}, {}))[["epoch", "trials_trained", "trials_stopped"]].to_numpy().tolist() == [[9, 2, 0]]
-    assert asha_savings(table({"status": "pending", "epochs": 0})).empty
-
-
-# --- accuracy_over ---
-
-
-def test_accuracy_over_by_hand():
-    trials = table(
-        {"optimizer": "sgd", "lr": 0.1, "width": 8, "seed": 0, "val_accuracy": 0.3},
-        {"optimizer": "sgd", "lr": 0.1, "width": 8, "seed": 1, "val_accuracy": 0.5},
-        {"optimizer": "sgd", "lr": 0.1, "width": 16, "seed": 0, "val_accuracy": 0.35},
-        {"optimizer": "sgd", "lr": 0.1, "width": 16, "seed": 1, "val_accuracy": 0.9, "status": "stopped"},
-        {"optimizer": "sgd", "lr": 0.01, "width": 8, "val_accuracy": 0.2, "status": "stopped"},
-        {"optimizer": "adam", "lr": 0.01, "width": 8, "val_accuracy": 0.6},
-        {"optimizer": "adam", "lr": 0.1, "width": 8, "val_accuracy": NAN, "status": "diverged"},
-    )
-    points = accuracy_over(trials, "lr")
-    assert list(points.columns) == ["optimizer", "lr", "recipe", "val_accuracy", "censored"]
-    assert points.to_numpy().tolist() == [
-        ["adam", 0.01, "adam", pytest.approx(0.6), False],
-        ["sgd", 0.01, "sgd", pytest.approx(0.2), True],
-        ["sgd", 0.1, "sgd", pytest.approx(0.4), False],
-    ]
-
-
-def test_accuracy_over_another_amount():
-    trials = table({"width": 8, "val_accuracy": 0.4}, {"width": 16, "val_accuracy": 0.6}, {"width": 16, "seed": 1})
-    points = accuracy_over(trials, "width")
-    assert points[["width", "recipe"]].to_numpy().tolist() == [[8, "the one recipe"], [16, "the one recipe"]]
-    assert points["val_accuracy"].to_list() == pytest.approx([0.4, 0.55])
-
-
-@pytest.mark.parametrize(
-    ("rows", "recipes"),
-    [
-        ([{}], ["the one recipe"]),
-        (SWITCH, ["normalize False", "normalize True"]),
-        ([{"lr": 0.1}, {"lr": 0.01}], ["the one recipe"] * 2),
-        ([{"weight_decay": 0.0}, {"weight_decay": 0.1}], ["weight_decay 0.0", "weight_decay 0.1"]),
-    ],
-)
-def test_accuracy_over_the_learning_rate_of_small_studies(rows, recipes):
-    points = accuracy_over(table(*rows))
-    assert points["recipe"].to_list() == recipes
-    assert points["val_accuracy"].to_list() == [0.5] * len(recipes)
+# --- varied ---
 
 
 def test_what_varies_is_told_in_the_usual_order():

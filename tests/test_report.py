@@ -1,5 +1,6 @@
 """Reports and explanations over a small finished study."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -19,7 +20,20 @@ from analysis.tables import interval, percent
 from explain import explain
 from study import load_settings, run_study
 from study.space import list_trials
-from trainables import CheckpointError, DataError, ImageData, evaluate, load_data, load_model, to_input, to_tensors
+from trainables import (
+    CheckpointError,
+    DataError,
+    ImageData,
+    TrialSettings,
+    evaluate,
+    load_data,
+    load_model,
+    save_checkpoint,
+    split_validation,
+    to_input,
+    to_tensors,
+    train,
+)
 
 EVIL = "<script>alert(1)</script>"
 
@@ -195,7 +209,7 @@ def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) 
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     html_file = write_report([run], device="cpu")
     html = html_file.read_text()
-    assert "<script" not in html
+    assert html.count("<script") == 1  # the report's own
     assert "onerror" not in html.replace("&lt;img src=x onerror=alert(1)&gt;", "")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     markdown = html_file.with_suffix(".md").read_text()
@@ -265,6 +279,80 @@ def test_figures_are_of_good_size(run: Path) -> None:
             assert figure.width >= 400
             assert figure.height >= 200
             assert np.asarray(figure.convert("L")).std() > 5  # not blank
+
+
+def trained_without_ray(run: Path, data_dir: Path, num_trials: int = 1) -> Path:
+    """A run of one-epoch trials, written by hand: for data sets that a study would take long over."""
+    train_data, val_data = split_validation(load_data("folder", "train", data_dir), 0.34, seed=0)
+    settings = load_settings(
+        "demo", ("dataset=folder", f"data_dir={data_dir}", "train_size=null", "max_epochs=1", "grace_period=1")
+    )
+    data = {"dataset": "folder", "fingerprint": load_data("folder", "train", data_dir).fingerprint()}
+    data |= {"num_train_images": len(train_data), "num_val_images": len(val_data)}
+    data |= {
+        "class_names": list(train_data.class_names),
+        "superclass_names": [],
+        "superclasses": [],
+        "has_masks": False,
+    }
+    machine = {"processor": "none", "cores": 2, "gpus": [], "system": "none"}
+    study = {"name": run.name, "created": "now", "command": "by hand", "versions": {}, "machine": machine, "data": data}
+    run.mkdir()
+    (run / "study.yaml").write_text(yaml.safe_dump({**study, "settings": settings.model_dump(mode="json")}))
+    trials, events = [], [{"time": 0.0, "event": "attempt_started", "attempt": 1}]
+    for seed in range(num_trials):
+        trial = TrialSettings(width=4, max_epochs=1, batch_size=64, seed=seed)
+        trial_id, values = f"t{seed}", trial.model_dump(mode="json")
+        trials.append({"trial_id": trial_id, "settings": values})
+        ((metrics, state),) = train(trial, train_data, val_data)
+        folder = f"tune/attempt-1/{trial_id}/checkpoint_000000"
+        save_checkpoint(run / folder, state)
+        epoch = {**dataclasses.asdict(metrics), "objective": metrics.val_accuracy, "checkpoint": folder}
+        events.append({"time": 1.0, "event": "trial_started", "attempt": 1, "trial_id": trial_id, "settings": values})
+        events.append({"time": 2.0, "event": "epoch", "trial_id": trial_id, "device": "cpu", "host": "h", **epoch})
+    (run / "manifest.json").write_text(json.dumps({"trials": trials}))
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return run
+
+
+def folder_of(directory: Path, names: list[str], each: int) -> Path:
+    rng = np.random.default_rng(0)
+    for name in names:
+        (directory / name).mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(directory / name / f"{i}.png")
+    return directory
+
+
+def test_a_run_of_one_trial_has_a_report(tmp_path: Path) -> None:
+    run = trained_without_ray(tmp_path / "one", folder_of(tmp_path / "data", ["a", "b"], 10))
+    report = write_report([run], device="cpu")
+    html = report.read_text()
+    assert '<p class="won">the one recipe</p>' in html
+    assert "There is no other recipe to compare with." in html
+    assert "1 trials" not in html
+    assert "1 trial (" in html
+    assert {file.stem for file in (report.parent / "figures").iterdir()} == {
+        "accuracy", "curves", "timeline", "panel", "confusion", "calibration",
+    }  # fmt: skip
+
+
+def test_a_report_on_a_thousand_classes_stays_readable(tmp_path: Path) -> None:
+    run = trained_without_ray(tmp_path / "many", folder_of(tmp_path / "data", [f"{i:04}" for i in range(1000)], 4))
+    report = write_report([run], device="cpu")
+    html = report.read_text()
+    assert "1000 classes" in html
+    assert "What the winner gets right and wrong" in html
+    assert "Confusion of" not in html  # of a thousand classes nobody can read a matrix
+    assert report.stat().st_size < 2e6
+
+
+def test_a_run_whose_trials_all_failed_says_so(run: Path) -> None:
+    trials = load_trials(run)["trial_id"]
+    failed = [{"event": "trial_failed", "trial_id": trial_id, "error": "it broke"} for trial_id in trials]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in failed))
+    with pytest.raises(RunError, match=r"no trial has a finished epoch to report on \(4 failed\)"):
+        write_report([run])
 
 
 def test_numbers_as_people_read_them() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from analysis import RunError, load_decisions, load_epochs, load_trials, read_study, varied
+from analysis import RunError, load_decisions, load_epochs, load_timeline, load_trials, read_study, varied
 from analysis.run_log import Faults, is_running, load_checkpoints, load_faults, open_attempt
 from analysis.trials import check_comparable
 from study.events import EventLog
@@ -810,7 +810,7 @@ def test_queries_read_as_one_would_guess(tmp_path):
     assert load_decisions(run).query("stop and value < cutoff")["trial_id"].to_list() == ["b"]
 
 
-@pytest.mark.parametrize("load", [load_trials, load_epochs, load_decisions])
+@pytest.mark.parametrize("load", [load_trials, load_epochs, load_decisions, load_timeline])
 def test_a_missing_run_is_said_to_be_missing(tmp_path, load):
     with pytest.raises(RunError, match=r"nowhere: no such run; python -m study list"):
         load(tmp_path / "nowhere")
@@ -919,6 +919,158 @@ def test_weights_with_code_in_them_are_refused(tmp_path, zipped):
     with pytest.raises(CheckpointError, match=r"weights\.pt"):
         load_model(tmp_path, "cpu")
     assert not touched.exists()
+
+
+# --- load_timeline ---
+
+TIMELINE = {
+    "trial_id": "str",
+    "attempt": "int64",
+    "host": "str",
+    "slot": "int64",
+    "start_seconds": "float64",
+    "end_seconds": "float64",
+    "outcome": "str",
+}
+
+
+def at(time: Any, event: Event) -> Event:
+    return event[0], {**event[1], "time": time}
+
+
+def spans(run: Path) -> list[list[Any]]:
+    """The rows of the timeline, with what is missing as an empty text."""
+    timeline = load_timeline(run)
+    assert {name: str(dtype) for name, dtype in timeline.dtypes.items()} == TIMELINE
+    return timeline.fillna({"host": "", "outcome": ""}).to_numpy().tolist()
+
+
+def timed_run(run: Path, *events: Event) -> Path:
+    return make_run(run, {name: settings() for name in "abcd"}, events)
+
+
+def test_trials_side_by_side_have_slots_and_the_next_takes_the_one_left_free(tmp_path):
+    run = timed_run(
+        tmp_path / "run",
+        at(90, begun()),
+        at(100, started("a")),
+        at(101.5, started("b")),
+        at(105, epoch("a", 1, host="one")),
+        at(106, epoch("b", 1, host="one")),
+        at(107, ended("b")),
+        at(107, started("c")),
+        at(109, epoch("c", 1, host="one")),
+        at(110, ended("a")),
+        at(111, ended("c")),
+        at(112, started("d")),
+        at(113, epoch("d", 1, host="one")),
+        at(114, ended("d")),
+    )
+    assert spans(run) == [
+        ["a", 1, "one", 0, 0.0, 10.0, "ended"],
+        ["b", 1, "one", 1, 1.5, 7.0, "ended"],
+        ["c", 1, "one", 1, 7.0, 11.0, "ended"],
+        ["d", 1, "one", 0, 12.0, 14.0, "ended"],
+    ]
+
+
+def test_each_host_and_each_attempt_has_slots_of_its_own(tmp_path):
+    run = timed_run(
+        tmp_path / "run",
+        at(100, started("a")),
+        at(100, started("b")),
+        at(101, epoch("b", 1, host="two")),
+        at(102, epoch("a", 1, host="one")),
+        # killed here
+        at(200, begun(2)),
+        at(201, started("b", 2)),
+        at(202, epoch("b", 2, attempt=2, host="one")),
+        at(203, ended("b")),
+    )
+    assert spans(run) == [
+        ["a", 1, "one", 0, 0.0, 2.0, ""],
+        ["b", 1, "two", 0, 0.0, 1.0, ""],
+        ["b", 2, "one", 0, 101.0, 103.0, "ended"],
+    ]
+
+
+def test_a_trial_that_was_begun_again_has_a_row_for_each_time(tmp_path):
+    retried = ("trial_retried", {"trial_id": "a", "error": "RuntimeError: a cosmic ray"})
+    failed = ("trial_failed", {"trial_id": "a", "error": "RuntimeError: again"})
+    run = timed_run(
+        tmp_path / "run",
+        at(10, started("a")),
+        at(11, started("b")),
+        at(12, epoch("b", 1, host="one")),
+        at(13, retried),  # before its first epoch: nobody knows where
+        at(14, lost("b")),
+        at(15, started("b")),
+        at(16, started("a")),
+        at(17, epoch("b", 1, host="two")),
+        at(18, epoch("a", 1, host="two")),
+        at(19, failed),
+        at(20, ended("b")),
+    )
+    assert spans(run) == [
+        ["a", 1, "", 0, 0.0, 3.0, "retried"],
+        ["b", 1, "one", 0, 1.0, 4.0, "lost"],
+        ["b", 1, "two", 0, 5.0, 10.0, "ended"],
+        ["a", 1, "two", 1, 6.0, 9.0, "failed"],
+    ]
+
+
+def test_a_trial_that_runs_holds_its_slot_and_ends_with_its_last_epoch(tmp_path):
+    run = timed_run(
+        tmp_path / "run",
+        at(10, started("a")),
+        at(12, epoch("a", 1, host="one")),
+        at(13, epoch("a", 2, host="one")),
+        at(15, started("b")),
+        at(16, epoch("b", 1, host="one")),
+        at(17, started("c")),
+    )
+    assert spans(run) == [
+        ["a", 1, "one", 0, 0.0, 3.0, ""],
+        ["b", 1, "one", 1, 5.0, 6.0, ""],
+        ["c", 1, "", 0, 7.0, 7.0, ""],
+    ]
+
+
+def test_timelines_of_several_runs_begin_at_0_each(tmp_path):
+    one = timed_run(tmp_path / "one", at(10, started("a")), at(12, ended("a")))
+    two = timed_run(tmp_path / "two", at(50, started("a")), at(51, started("b")), at(53, ended("b")))
+    timeline = load_timeline([one, str(two)])
+    assert list(timeline.columns) == ["run", *TIMELINE]
+    assert timeline[["run", "trial_id", "slot", "start_seconds", "end_seconds"]].to_numpy().tolist() == [
+        [str(one), "a", 0, 0.0, 2.0],
+        [str(two), "a", 0, 0.0, 0.0],
+        [str(two), "b", 1, 1.0, 3.0],
+    ]
+
+
+def test_without_events_the_timeline_has_its_form(tmp_path):
+    assert spans(timed_run(tmp_path / "run")) == []
+    assert spans(timed_run(tmp_path / "other", at(5, begun()), at(6, over()))) == []
+
+
+@pytest.mark.parametrize("time", ["12", None, True, [12], {}, ...])
+def test_an_event_without_its_time_costs_nothing_but_its_place_in_the_timeline(tmp_path, time):
+    _, fields = at(time, epoch("a", 2, 0.75, host="two"))
+    damaged = {name: value for name, value in fields.items() if value is not ...}
+    lines = [{"event": "epoch", **damaged}, {"event": "trial_started", **started("b")[1], "time": time}]
+    if time is ...:
+        del lines[1]["time"]
+    run = timed_run(tmp_path / "run", at(10, started("a")), at(11, epoch("a", 1, 0.5, host="one")))
+    with (run / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert spans(run) == [["a", 1, "one", 0, 0.0, 1.0, ""]]
+    assert load_trials(run)["epochs"].to_list() == [2, 0, 0, 0]
+    log(run, at(13, epoch("b", 1, 0.25, host="one")), at(14, ended("a")), at(15, ended("b")))
+    assert spans(run) == [["a", 1, "one", 0, 0.0, 4.0, "ended"]]  # when b was begun is not known
+    trials = load_trials(run)
+    assert trials["epochs"].to_list() == [2, 1, 0, 0]
+    assert trials["val_accuracy"].to_list()[:2] == [0.75, 0.25]
+    assert trials["status"].to_list()[:2] == ["completed", "completed"]
 
 
 # --- check_comparable ---
