@@ -205,8 +205,7 @@ def decide(
     if measures is not None:
         index = [*(name for name in ("run", "trial_id") if name in measures), *index]
         values = measures.pivot_table(index=index, columns="map", values="value", aggfunc="mean", observed=True)
-    # A search that chooses as it goes has trials of which nothing is known yet, not even their settings.
-    speaking = confirmed(trials[trials["seed"].notna()]) if trials is not None else pd.DataFrame()
+    speaking = confirmed(trials) if trials is not None else pd.DataFrame()
     rows = []
     for claim in claims:
         found = []

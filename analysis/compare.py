@@ -25,7 +25,6 @@ def best_configuration(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _eligible(trials: pd.DataFrame) -> pd.DataFrame:
-    trials = trials[trials["seed"].notna()]
     if trials.empty:
         return trials
     names = configuration_columns(trials)
@@ -215,8 +214,10 @@ def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials that speak for their configurations.
 
     Of a configuration whose fresh seeds have all ended, those alone (``phase`` ``confirm``): that it was chosen for its
-    search trials makes these look better than it is. Of any other, its search trials.
+    search trials makes these look better than it is. Of any other, its search trials. Those of which not even the
+    settings are known yet (a search may choose as it goes) speak for none.
     """
+    trials = trials[trials["seed"].notna()]
     names = configuration_columns(trials)
     again = trials[trials["phase"] == "confirm"]
     done = again["status"].isin(ENDED).groupby([again[name] for name in names], observed=True).transform("all")

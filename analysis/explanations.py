@@ -11,9 +11,10 @@ RUN/explanations/TRIAL/summary.json       test accuracy, and mean, 95 % interval
 import json
 import os
 import secrets
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ from trainables.train import to_input, to_tensors
 
 NUM_MAPS = 1000  # images with maps; seeded, the same for all trials of a run
 BATCH = 250
+
+
+class UnreadableExplanation(UserWarning):
+    """A file of an explained trial is broken, so the trial is left out of a table."""
 
 
 @dataclass(frozen=True)
@@ -185,23 +190,41 @@ def load_measures(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
         :func:`analysis.measures.measure_maps`. No rows if no trial was explained.
 
     Raises:
-        RunError: if a directory is no run, or a file of it cannot be read.
+        RunError: if a directory is no run.
+
+    Warns:
+        UnreadableExplanation: of each trial whose file cannot be read; it has no rows.
     """
     return over_runs(runs, _measure_table)
 
 
 def _measure_table(run: Path) -> pd.DataFrame:
-    trials = load_trials(run)
     kinds = {"trial_id": "str", **DTYPES}
-    tables = [pd.DataFrame(columns=list(kinds)).astype(kinds)]
+
+    def read(file: Path, trial_id: str) -> pd.DataFrame:
+        return pd.read_parquet(file, columns=list(DTYPES)).assign(trial_id=trial_id).astype(kinds)[list(kinds)]
+
+    nothing = pd.DataFrame(columns=list(kinds)).astype(kinds)
+    return pd.concat([nothing, *read_explained(run, "measures.parquet", read)], ignore_index=True).astype(kinds)
+
+
+def read_explained(run: Path, name: str, read: Callable[[Path, str], pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Yield what ``read`` makes of a file of each explained trial, given its path and the trial's id.
+
+    Warns:
+        UnreadableExplanation: of each that cannot be read; it is passed over.
+    """
+    trials = load_trials(run)
     for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
-        file = run / "explanations" / trial_id / "measures.parquet"
+        file = run / "explanations" / trial_id / name
         try:
-            table = pd.read_parquet(file, columns=list(DTYPES)).assign(trial_id=trial_id).astype(kinds)
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
-        tables.append(table[list(kinds)])
-    return pd.concat(tables, ignore_index=True).astype(kinds)
+            table = read(file, trial_id)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            text = f"{file}: cannot be read ({reason}); its trial is left out until it is explained again"
+            warnings.warn(text, UnreadableExplanation, stacklevel=4)
+        else:
+            yield table
 
 
 def _summary(

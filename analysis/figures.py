@@ -1,5 +1,6 @@
 """Figures of trials, drawn from tables only."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,33 +9,59 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.compare import amount_columns, recipe_columns, recipe_name
 from analysis.effects import accuracy_over
 
 # Okabe & Ito's palette (2008), which the colour-blind can tell apart; without its yellow, which is faint on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "d")
 LINES = ("-", "--", "-.", ":")
 DPI = 150
 # Its lightness rises evenly, so it reads in grey; dark is high, as white is the page.
 COLORMAP = "cividis_r"
 MAX_PANELS = 12
+CROSSED = {"stopped": "stopped early", "diverged": "diverged"}  # curves that end in a cross
 
 
 def style(index: int) -> dict[str, Any]:
-    """Return colour, marker and line of one thing of several, so that any two of 28 differ without colour too."""
+    """Return colour, marker and line of one thing of several, so that any two of 44 differ without colour too.
+
+    There are 7, 11 and 4: no two have a common divisor, so no pair of them comes again before their product.
+    """
     return {
         "color": PALETTE[index % len(PALETTE)],
-        "marker": MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
-        "linestyle": LINES[index // len(PALETTE) % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
     }
+
+
+def in_percent() -> FuncFormatter:
+    """Return what writes the shares at an axis as percent, with the digits that they have."""
+    return FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0.0:g} %")
+
+
+def whole(most: int = 10) -> MaxNLocator:
+    """Return what puts ticks at whole numbers only, even where there is but one."""
+    return MaxNLocator(nbins=most, integer=True, min_n_ticks=1)
+
+
+def of_trial(table: pd.DataFrame) -> list[str]:
+    """Return the columns that say which trial a row is of: several runs may have trials of the same id."""
+    return [name for name in ("run", "trial_id") if name in table]
 
 
 def shorten(text: str, length: int = 34) -> str:
     """Return a text of at most so many characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def label_ticks(axis: Axes, places: Sequence[float], labels: Sequence[str], inches: float) -> None:
+    """Write labels below an axis of about so many inches, slanted where they would lie on each other."""
+    crowded = 0.085 * len(labels) * max(map(len, labels)) > inches
+    slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axis.set_xticks(places, labels, fontsize=8, parse_math=False, **slant)
 
 
 def tidy(axis: Axes) -> None:
@@ -66,8 +93,8 @@ def accuracy_figure(recipes: pd.DataFrame) -> Figure:
         axis.errorbar(value, rows + offset, xerr=errors, label=label, capsize=3, markersize=6, **look)
     names = [shorten(r["recipe"]) + (" (not all completed)" if r["censored"] else "") for _, r in recipes.iterrows()]
     axis.set_yticks(rows, names, parse_math=False)
-    axis.invert_yaxis()
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ylim(len(recipes) - 0.5, -0.5)
+    axis.xaxis.set_major_formatter(in_percent())
     axis.set_xlabel("accuracy of the recipe's best configuration, with 95 % interval")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tidy(axis)
@@ -77,8 +104,8 @@ def accuracy_figure(recipes: pd.DataFrame) -> Figure:
 def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     """Draw validation accuracy over epochs, a panel a recipe (the best twelve) and a line a trial.
 
-    Colour, mark and line tell the amounts apart that vary within a recipe, such as learning rates. A cross marks where
-    a trial was stopped early, or diverged; a dotted line an epoch at which trials were stopped.
+    Colour, mark and line tell the amounts apart that vary within a recipe, such as learning rates, of up to twelve. A
+    cross marks where a trial was stopped early, or diverged; a dotted line an epoch at which trials were stopped.
     """
     columns, amounts = recipe_columns(trials), amount_columns(trials)
     named = trials.assign(
@@ -90,28 +117,30 @@ def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     amounts_seen = sorted(named["_amounts"].unique())
     # Of more than can be told apart, all look the same.
     told = len(amounts_seen) <= MAX_PANELS
-    plain = {"color": PALETTE[0], "alpha": 0.5}
+    plain = {"color": PALETTE[0], "alpha": 0.5, "marker": "."}
     styles = {name: style(i) if told else plain for i, name in enumerate(amounts_seen)}
-    curves = dict(list(epochs.groupby("trial_id")))
+    curves = dict(list(epochs.groupby(of_trial(epochs))))
     across = min(len(panels), 4)
     down = -(-len(panels) // across)
     figure = Figure(figsize=(8, max(3.2, 0.6 + 1.9 * down)), dpi=DPI, layout="constrained")
     axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for place, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
         for _, trial in named[named["_recipe"] == panel].iterrows():
-            if trial["trial_id"] not in curves:
+            key = tuple(trial[name] for name in of_trial(epochs))
+            if key not in curves:
                 continue
-            curve, look = curves[trial["trial_id"]], styles[trial["_amounts"]]
-            axis.plot(curve["epoch"], curve["val_accuracy"], markersize=2.5, linewidth=1.1, **look)
-            if trial["status"] in ("stopped", "diverged"):
+            curve, look = curves[key], styles[trial["_amounts"]]
+            axis.plot(curve["epoch"], curve["val_accuracy"], markersize=3, linewidth=1.1, **look)
+            if trial["status"] in CROSSED:
                 last = curve.iloc[-1]
                 height = 0.0 if pd.isna(last["val_accuracy"]) else last["val_accuracy"]
                 axis.plot(last["epoch"], height, "x", color=look["color"], markersize=7, markeredgewidth=1.8)
         for rung in sorted(trials[trials["status"] == "stopped"]["epochs"].unique()):
             axis.axvline(rung, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
         axis.set_title(shorten(panel, 26), fontsize=8, parse_math=False)
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axis.yaxis.set_major_formatter(in_percent())
+        axis.xaxis.set_major_locator(whole(5))
+        axis.tick_params(labelbottom=place + across >= len(panels))  # no panel below it
         tidy(axis)
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
@@ -119,8 +148,9 @@ def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("validation accuracy", fontsize=10)
     shown = [Line2D([], [], label=shorten(name), **look) for name, look in styles.items() if name and told]
-    if trials["status"].isin(["stopped", "diverged"]).any():
-        shown.append(Line2D([], [], linestyle="none", marker="x", color="#555555", label="stopped early"))
+    crosses = [text for status, text in CROSSED.items() if (trials["status"] == status).any()]
+    if crosses:
+        shown.append(Line2D([], [], linestyle="none", marker="x", color="#555555", label=" or ".join(crosses)))
     if shown:
         figure.legend(handles=shown, frameon=False, fontsize=8, loc="outside upper center", ncols=min(4, len(shown)))
     return figure
@@ -149,12 +179,12 @@ def lr_figure(trials: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         rates = sorted(points["lr"].unique())
         if len(rates) <= 6:
-            axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+            label_ticks(axis, rates, [f"{rate:.3g}" for rate in rates], 5.2 / len(panels))
             axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel("learning rate")
         axis.margins(x=0.15)
         axis.set_title(str(panel) if panel is not None else "", fontsize=10)
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.yaxis.set_major_formatter(in_percent())
         tidy(axis)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("validation accuracy")
@@ -176,8 +206,8 @@ def savings_figure(savings: pd.DataFrame) -> Figure:
     axis.stairs(trained, edges, fill=True, color=PALETTE[0], label="epochs run")
     axis.set_xlabel("epoch")
     axis.set_ylabel("trials in training")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(whole())
+    axis.yaxis.set_major_locator(whole())
     axis.set_xlim(0, marks[-1])
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tidy(axis)
@@ -188,10 +218,11 @@ def heat_map_figure(trials: pd.DataFrame) -> Figure:
     """Draw validation accuracy of each recipe (rows) at each learning rate (columns); hatched where not completed."""
     points = accuracy_over(trials, "lr")
     rates = sorted(points["lr"].unique())
-    table = points.pivot_table(index="recipe", columns="lr", values="val_accuracy", sort=False)
-    table = table.loc[table.max(axis=1).sort_values(ascending=False).index]
+    table = points.pivot_table(index="recipe", columns="lr", values="val_accuracy")
+    table = table.loc[table.max(axis=1).sort_values(ascending=False).index, rates]
     censored = points.set_index(["recipe", "lr"])["censored"]
-    figure = Figure(figsize=(min(8, 3.6 + 0.9 * len(rates)), 1.3 + 0.36 * len(table)), dpi=DPI, layout="constrained")
+    width, height = min(8, 3.6 + 0.9 * len(rates)), max(2.6, 1.3 + 0.36 * len(table))
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     values = table.to_numpy(dtype=np.float64)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
@@ -211,8 +242,8 @@ def heat_map_figure(trials: pd.DataFrame) -> Figure:
                 edge = "white" if dark else "black"
                 box = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="//", edgecolor=edge, alpha=0.35)
                 axis.add_patch(box)
-    axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    label_ticks(axis, range(len(rates)), [f"{rate:.3g}" for rate in rates], width - 3.6)
     axis.set_yticks(range(len(table)), [shorten(name) for name in table.index], fontsize=8, parse_math=False)
     axis.set_xlabel("learning rate")
-    figure.colorbar(image, ax=axis, format=PercentFormatter(1.0, decimals=0), label="validation accuracy")
+    figure.colorbar(image, ax=axis, format=in_percent(), label="validation accuracy")
     return figure

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from analysis.explanations import Explanation
-from analysis.figures import COLORMAP, DPI, PALETTE, shorten, tidy
+from analysis.figures import COLORMAP, DPI, PALETTE, in_percent, shorten, tidy
 from explain.render import heatmap, overlay
 from trainables.data import ImageData
 
@@ -24,7 +23,7 @@ def confusion_figure(shares: pd.DataFrame) -> Figure:
         shares: as :func:`analysis.confusion` gives them.
     """
     size = len(shares)
-    figure = Figure(figsize=(min(9.0, 3.2 + 0.26 * size), min(8.2, 2.4 + 0.24 * size)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(min(9.0, 4.2 + 0.24 * size), min(8.2, 3.4 + 0.22 * size)), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     # The root, so that one image in a hundred is seen beside ninety.
     image = axis.imshow(shares.to_numpy(), cmap=COLORMAP, norm=PowerNorm(0.5, 0, 1))
@@ -33,9 +32,7 @@ def confusion_figure(shares: pd.DataFrame) -> Figure:
     axis.set_yticks(range(size), names, fontsize=7, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("truth")
-    figure.colorbar(
-        image, ax=axis, format=PercentFormatter(1.0, decimals=0), label="share of the row's images", shrink=0.7
-    )
+    figure.colorbar(image, ax=axis, format=in_percent(), label="share of the row's images", shrink=0.7)
     return figure
 
 
@@ -51,7 +48,7 @@ def calibration_figure(bins: pd.DataFrame) -> Figure:
     upper.plot(bins["confidence"], bins["accuracy"], "o-", color=PALETTE[0], label="network")
     upper.set_ylabel("accuracy")
     upper.set_ylim(0, 1)
-    upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    upper.yaxis.set_major_formatter(in_percent())
     upper.legend(frameon=False, fontsize=8)
     lower.bar(
         bins["low"], bins["num_predictions"], width=bins["high"] - bins["low"], align="edge", color=PALETTE[0],
@@ -60,7 +57,7 @@ def calibration_figure(bins: pd.DataFrame) -> Figure:
     lower.set_ylabel("predictions", fontsize=8)
     lower.set_xlabel("confidence (softmax of the predicted class)")
     lower.set_xlim(0, 1)
-    lower.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    lower.xaxis.set_major_formatter(in_percent())
     for axis in (upper, lower):
         tidy(axis)
     return figure

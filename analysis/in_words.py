@@ -94,10 +94,11 @@ def class_rows(predictions: pd.DataFrame, count: int) -> dict[str, list[dict[str
 
     Args:
         predictions: as :func:`analysis.load_predictions` gives them.
-        count: how many of each, at most.
+        count: how many classes and how many pairs, at most.
     """
     accuracy = class_accuracy(predictions)
-    ends = pd.concat([accuracy.head(count), accuracy.iloc[max(count, len(accuracy) - count) :]])
+    half = count // 2
+    ends = pd.concat([accuracy.head(half), accuracy.iloc[max(half, len(accuracy) - half) :]])
     pairs = confused_pairs(predictions).head(count)
     return {
         "classes": [

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures, image_figures, search_figures
 from analysis.compare import amount_columns, by_budget, drawn, recipe_columns, recipe_name, varied_hyperparameters
-from analysis.effects import asha_savings, importance, isolation, pareto_front
+from analysis.effects import accuracy_over, asha_savings, importance, isolation, pareto_front
 from analysis.explanations import Explanation
 from analysis.predictions import calibration, confusion
 from analysis.tables import percent
@@ -46,9 +46,7 @@ class Picture:
 
 
 class _Album(dict[str, Picture]):
-    def put(self, name: str, title: str, caption: str, alt: str, figure: Figure | None) -> None:
-        if figure is None:
-            return
+    def put(self, name: str, title: str, caption: str, alt: str, figure: Figure) -> None:
         buffer = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # no such font here: a box
@@ -74,6 +72,7 @@ def make_pictures(
     """
     album = _Album()
     searched = by_budget(trials)[0].query("phase == 'search'")
+    seen = searched[searched["val_accuracy"].notna()]
     with _fonts():
         best = recipes.iloc[0]
         album.put(
@@ -84,60 +83,72 @@ def make_pictures(
             f"Accuracies of {len(recipes)} recipes; the best is {best['recipe']} with {percent(best['val_accuracy'])}.",
             figures.accuracy_figure(recipes),
         )
-        if "lr" in varied(searched):
+        if "lr" in varied(seen):
+            points = accuracy_over(seen, "lr")
+            top = points.sort_values("val_accuracy").iloc[-1]
             album.put(
                 "learning_rate",
                 "Accuracy over the learning rate",
                 "Best validation accuracy at each learning rate, mean over seeds. Hatched or hollow: trials that were "
                 "stopped early, whose accuracy is that of an unfinished training.",
-                "Validation accuracy of each recipe at each learning rate.",
-                (figures.lr_figure if drawn(searched["lr"]) else figures.heat_map_figure)(searched),
+                "Validation accuracy of each recipe at each learning rate; the highest is "
+                f"{percent(top['val_accuracy'])} at {top['lr']:g}.",
+                (figures.lr_figure if drawn(seen["lr"]) else figures.heat_map_figure)(seen),
             )
         effects = isolation(trials, epochs)
         at = f" after epoch {effects['epoch'].iloc[0]}" if len(effects) and effects["epoch"].notna().any() else ""
-        album.put(
-            "isolation",
-            "What each hyperparameter did",
-            f"Effect of each value on validation accuracy{at}, all other hyperparameters and the seed being equal: "
-            "distance from the mean of the n blocks of trials that differ in nothing else, with 95 % interval.",
-            "Effects of " + ", ".join(effects["hyperparameter"].unique()) + " on validation accuracy.",
-            search_figures.isolation_figure(effects),
-        )
+        paired = effects[effects["num_blocks"] > 0]
+        if len(paired):
+            most = paired.iloc[int(paired["effect"].abs().to_numpy().argmax())]
+            album.put(
+                "isolation",
+                "What each hyperparameter did",
+                f"Effect of each value on validation accuracy{at}, all other hyperparameters and the seed being equal: "
+                "distance from the mean of the n blocks of trials that differ in nothing else, with 95 % interval.",
+                f"Effects of {', '.join(paired['hyperparameter'].unique())} on validation accuracy; the greatest is "
+                f"that of {most['hyperparameter']} {most['value']}, {100 * most['effect']:+.1f} points.",
+                search_figures.isolation_figure(paired),
+            )
         shares = importance(trials, epochs)
         if len(shares) > 1:
             album.put(
                 "importance",
                 "Which hyperparameters matter",
                 f"How much each decides whether a trial is among the best{at} (PED-ANOVA).",
-                f"Importance of hyperparameters; most important is {shares['hyperparameter'].iloc[0]}.",
+                f"Importance of {len(shares)} hyperparameters; most important is {shares['hyperparameter'].iloc[0]} "
+                f"with {percent(shares['importance'].iloc[0], 0)}.",
                 search_figures.importance_figure(shares),
             )
-        if len(varied_hyperparameters(searched)) > 1 and len(searched) > 3:
+        if len(varied_hyperparameters(seen)) > 1 and len(seen) > 3:
             album.put(
                 "parallel",
                 "All trials at a glance",
                 "One line a trial, through the values of its hyperparameters to its validation accuracy; the darker, "
                 "the better.",
-                f"Parallel coordinates of {len(searched)} trials.",
-                search_figures.parallel_figure(searched),
+                f"Parallel coordinates of {len(seen)} trials, with accuracies from "
+                f"{percent(seen['val_accuracy'].min())} to {percent(seen['val_accuracy'].max())}.",
+                search_figures.parallel_figure(seen),
             )
+        number = len(trials[recipe_columns(trials)].drop_duplicates())
         album.put(
             "curves",
             "Learning curves",
-            "Validation accuracy after each epoch, one line a trial; a cross marks a trial that was stopped early, a "
-            "dotted line where that was decided. Colours tell apart what varies within a recipe.",
+            "Validation accuracy after each epoch, one line a trial; a cross marks a trial that was stopped early or "
+            "diverged, a dotted line where trials were stopped. Colour and mark tell apart what varies within a recipe."
+            + (f" Of {number} recipes the best {figures.MAX_PANELS}." if number > figures.MAX_PANELS else ""),
             f"Validation accuracy over epochs of {trials['epochs'].gt(0).sum()} trials.",
             figures.curves_figure(trials, epochs),
         )
-        points = pareto_front(trials)
-        if len(points) > 1:
+        costs = pareto_front(trials)
+        if len(costs) > 1:
             album.put(
                 "pareto",
                 "Accuracy and what it cost",
                 "Each configuration, mean over seeds, by the minutes that a trial took. On the line is what no other "
                 "beats in both.",
-                f"Accuracy over training time of {len(points)} configurations.",
-                search_figures.pareto_figure(points),
+                f"Accuracy over training time of {len(costs)} configurations, "
+                f"{costs['on_front'].sum()} of them on the line.",
+                search_figures.pareto_figure(costs),
             )
         if (searched["status"] == "stopped").any():
             savings = asha_savings(searched)
@@ -197,7 +208,8 @@ def make_image_pictures(
             "that it gets wrong. For each network saliency (absolute gradient of the predicted class's logit) and "
             "Grad-CAM (last stage) laid over the image; each map is scaled by itself, so brightness "
             "cannot be compared between maps.",
-            f"{len(positions)} test images with saliency and Grad-CAM maps of {len(shown)} networks.",
+            f"{len(positions)} test images with saliency and Grad-CAM maps of {len(shown)} "
+            f"network{'s' * (len(shown) > 1)}: {', '.join(names)}.",
             image_figures.panel_figure(shown, names, notes, data, positions),
         )
         if predictions is None:
@@ -205,13 +217,15 @@ def make_image_pictures(
         by = "superclass" if len(data.superclass_names) and len(data.class_names) > MAX_CONFUSED else "label"
         if len(data.superclass_names if by == "superclass" else data.class_names) <= MAX_CONFUSED:
             kinds = "superclass" if by == "superclass" else "class"
+            confused = confusion(predictions, by)
+            right = percent(confused.to_numpy().trace() / len(confused))
             album.put(
                 "confusion",
                 "What is taken for what",
                 f"Share of each {kinds}'s test images that the winner predicts as which {kinds}; scaled by the root, "
                 "so that small shares are seen.",
-                f"Confusion of {kinds} by {kinds}.",
-                image_figures.confusion_figure(confusion(predictions, by)),
+                f"Confusion of {kinds} by {kinds}; on average {right} of a {kinds}'s images are predicted right.",
+                image_figures.confusion_figure(confused),
             )
         bins = calibration(predictions)
         error = percent(bins["expected_calibration_error"].iloc[0])

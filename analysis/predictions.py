@@ -1,18 +1,16 @@
 """What explained networks predict of the test images: by class, by confidence, and what they confuse."""
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.explanations import Explanation
+from analysis.explanations import Explanation, read_explained
 from analysis.intervals import bootstrap_interval, wilson_interval
 from analysis.remote import RunPath
-from analysis.run_log import RunError, read_study
-from analysis.trials import load_trials, over_runs
+from analysis.run_log import read_study
+from analysis.trials import over_runs
 from trainables.data import ImageData
 
 NUM_BINS = 15
@@ -30,7 +28,10 @@ def load_predictions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
         superclasses also ``superclass`` and ``predicted_superclass``. No rows if no trial was explained.
 
     Raises:
-        RunError: if a directory is no run, or a file of it cannot be read.
+        RunError: if a directory is no run.
+
+    Warns:
+        UnreadableExplanation: of each trial whose file cannot be read; it has no rows.
     """
     return over_runs(runs, _prediction_table)
 
@@ -39,19 +40,16 @@ def _prediction_table(run: Path) -> pd.DataFrame:
     data = read_study(run)["data"]
     kinds = _kinds(data["class_names"], data.get("superclass_names") or [], data.get("superclasses") or [])
     size = len(data["class_names"])
-    trials = load_trials(run)
-    tables = [_table(np.empty((0, size)), np.empty(0, dtype=np.int64), "", *kinds)]
-    for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
-        file = run / "explanations" / trial_id / "arrays.npz"
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                logits, labels = arrays["logits"], arrays["labels"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
-            raise RunError(f"{file}: cannot be read ({str(error).splitlines()[0]}); remove its folder") from error
+
+    def read(file: Path, trial_id: str) -> pd.DataFrame:
+        with np.load(file, allow_pickle=False) as arrays:
+            logits, labels = arrays["logits"], arrays["labels"]
         if logits.shape != (len(labels), size) or not set(labels.tolist()) <= set(range(size)):
-            raise RunError(f"{file}: is not of {size} classes; remove its folder")
-        tables.append(_table(logits, labels, trial_id, *kinds))
-    return pd.concat(tables, ignore_index=True)
+            raise ValueError(f"is not of {size} classes")
+        return _table(logits, labels, trial_id, *kinds)
+
+    nothing = _table(np.empty((0, size)), np.empty(0, dtype=np.int64), "", *kinds)
+    return pd.concat([nothing, *read_explained(run, "arrays.npz", read)], ignore_index=True)
 
 
 def _kinds(

@@ -24,7 +24,7 @@ from analysis.compare import (
     compare_recipes,
     top_trials,
 )
-from analysis.explanations import Explanation, explain_trials, load_test_data
+from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
 from analysis.in_words import MAP_TITLES, claim_rows, class_rows, looks_at, measure_table, undecidable
 from analysis.intervals import difference_of_means, paired_difference
@@ -38,7 +38,7 @@ from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load
 from trainables.data import ImageData
 
 MAX_WARNINGS = 6
-NUM_PAIRS = 10  # most confused, and classes at either end, that are told
+NUM_CLASSES = 10  # most confused pairs, and classes at both ends, that are told
 
 
 def write_report(
@@ -87,7 +87,7 @@ def write_report(
         trials = _load(load_trials, folders)
     equal_epochs, equal_compute = by_budget(trials)
     recipes = compare_recipes(equal_epochs, num_val)
-    claims = _decide(explanations, trials, epochs, studies)
+    claims = _decide(load_measures(folders), trials, epochs, studies)
 
     winners = [explanation for explanation in explanations if explanation.trial_id in recipes.iloc[0]["trial_ids"]]
     predictions = predictions_of(winners, data) if data is not None and winners else None
@@ -104,7 +104,7 @@ def write_report(
         "recipes": _recipe_rows(recipes),
         "best": _best(trials, recipes, studies[0]),
         "looks_at": looks_at(explanations[0], data) if data and explanations else "",
-        "classes": class_rows(predictions, NUM_PAIRS) if predictions is not None else None,
+        "classes": class_rows(predictions, NUM_CLASSES) if predictions is not None else None,
         "measures": measure_table(explanations[0]) if explanations else None,
         "claims": claim_rows(claims),
         "undecidable": undecidable(claims),
@@ -142,11 +142,9 @@ def _load(load: Callable[[Sequence[Path]], pd.DataFrame], folders: Sequence[Path
 
 
 def _decide(
-    explanations: Sequence[Explanation], trials: pd.DataFrame, epochs: pd.DataFrame, studies: Sequence[dict[str, Any]]
+    measures: pd.DataFrame, trials: pd.DataFrame, epochs: pd.DataFrame, studies: Sequence[dict[str, Any]]
 ) -> pd.DataFrame:
-    """Return the claims that the networks explained now decide and, of runs that lasted equally long, their trials."""
-    tables = [explanation.measures.assign(trial_id=explanation.trial_id) for explanation in explanations]
-    measures = pd.concat(tables, ignore_index=True) if tables else None
+    """Return the claims that all explained networks decide and, of runs that lasted equally long, their trials."""
     if len({study["settings"].get("max_epochs") for study in studies}) > 1:
         of_maps = [claim for claim in CLAIMS if all(isinstance(c, MapComparison) for c in claim.comparisons)]
         return decide(measures, claims=of_maps)

@@ -5,23 +5,21 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MultipleLocator
 
 from analysis.compare import varied_hyperparameters
-from analysis.figures import COLORMAP, DPI, MAX_PANELS, PALETTE, shorten, style, tidy
+from analysis.figures import COLORMAP, DPI, MAX_PANELS, PALETTE, in_percent, label_ticks, of_trial, shorten, style, tidy
 
 MAX_AXES = 8
 
 
-def isolation_figure(effects: pd.DataFrame) -> Figure | None:
-    """Draw the effect of each hyperparameter's values, the others being equal; None if no two trials could be paired.
+def isolation_figure(effects: pd.DataFrame) -> Figure:
+    """Draw the effect of each value of the first eight hyperparameters, the others being equal.
 
     Args:
-        effects: as :func:`analysis.isolation` gives them.
+        effects: as :func:`analysis.isolation` gives them, of hyperparameters whose trials could be paired.
     """
-    names = effects[effects["num_blocks"] > 0]["hyperparameter"].unique()[:MAX_AXES]
-    if not len(names):
-        return None
+    names = effects["hyperparameter"].unique()[:MAX_AXES]
     across = min(len(names), 3)
     down = -(-len(names) // across)
     figure = Figure(figsize=(8, 0.5 + 2.3 * down), dpi=DPI, layout="constrained")
@@ -33,7 +31,8 @@ def isolation_figure(effects: pd.DataFrame) -> Figure | None:
         places = np.arange(len(part))
         axis.axhline(0, color="#777777", linewidth=0.8)
         axis.errorbar(places, middle, yerr=100 * np.nan_to_num(spread), fmt="o", capsize=3, color=PALETTE[0])
-        axis.set_xticks(places, [shorten(value, 12) for value in part["value"]], fontsize=8, parse_math=False)
+        values = [shorten(value, 12) for value in part["value"]]
+        label_ticks(axis, places.tolist(), values, 7.4 / across)
         axis.set_title(f"{name} (n = {part['num_blocks'].iloc[0]})", fontsize=9, parse_math=False)
         axis.margins(x=0.25)
         tidy(axis)
@@ -55,7 +54,7 @@ def importance_figure(shares: pd.DataFrame) -> Figure:
     axis.bar_label(bars, [f"{100 * share:.0f} %" for share in shares["importance"]], padding=3, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.08 * max(1e-9, shares["importance"].max()))
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.xaxis.set_major_formatter(in_percent())
     axis.set_xlabel(f"importance (PED-ANOVA, n = {shares['num_trials'].iloc[0]} trials)")
     tidy(axis)
     return figure
@@ -97,25 +96,27 @@ def parallel_figure(trials: pd.DataFrame) -> Figure:
 
 def _axis_of(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Return where values lie on an axis from 0 to 1, and its ticks."""
-    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
-        kinds = sorted(values.astype("str").unique())
-        place_of = {kind: i / max(1, len(kinds) - 1) for i, kind in enumerate(kinds)}
-        return values.astype("str").map(place_of).to_numpy(dtype=float), [(at, kind) for kind, at in place_of.items()]
-    numbers = values.to_numpy(dtype=float)
     is_share = values.name == "val_accuracy"
+    is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    # Few numbers stand as far apart as kinds do: 0, 1e-5 and 1e-4 would lie on each other.
+    if not is_share and (not is_number or values.nunique() <= 6):
+        kinds = sorted(values.unique())
+        place_of = {kind: i / max(1, len(kinds) - 1) for i, kind in enumerate(kinds)}
+        texts = [f"{kind:.3g}" if is_number else str(kind) for kind in kinds]
+        return values.map(place_of).to_numpy(dtype=float), list(zip(place_of.values(), texts, strict=True))
+    numbers = values.to_numpy(dtype=float)
     log = not is_share and numbers.min() > 0 and numbers.max() / numbers.min() >= 10
     scaled = np.log(numbers) if log else numbers
     least, span = scaled.min(), np.ptp(scaled) or 1.0
-    marks = sorted(set(numbers))
-    if is_share or len(marks) > 6:
-        marks = [marks[0], marks[-1]]
-    places = ((np.array(marks) if not log else np.log(marks)) - least) / span
-    texts = [f"{100 * mark:.1f} %" if is_share else f"{mark:.3g}" for mark in marks]
-    return (scaled - least) / span, list(zip(places.tolist(), texts, strict=True))
+    ends = sorted({numbers.min(), numbers.max()})
+    texts = [f"{100 * end:.1f} %" if is_share else f"{end:.3g}" for end in ends]
+    return (scaled - least) / span, list(zip((0.0, 1.0), texts, strict=False))
 
 
 def pareto_figure(points: pd.DataFrame) -> Figure:
     """Draw what each configuration reached over the minutes it took; hollow if stopped early.
+
+    The best twelve recipes have names, any others are grey.
 
     Args:
         points: as :func:`analysis.pareto_front` gives them.
@@ -126,9 +127,9 @@ def pareto_figure(points: pd.DataFrame) -> Figure:
     axis.step(
         front["train_seconds"] / 60, front["val_accuracy"], where="post", color="#000000", linewidth=1, label="front"
     )
-    names = points["recipe"].unique()
-    for i, name in enumerate(names):
-        look = style(i)
+    best = points.groupby("recipe")["val_accuracy"].max().sort_values(ascending=False)
+    for i, name in enumerate(best.index):
+        look = style(i) if i < MAX_PANELS else {"color": "#999999", "marker": "."}
         for censored, face in ((False, look["color"]), (True, "white")):
             part = points[(points["recipe"] == name) & (points["censored"] == censored)]
             axis.plot(
@@ -137,13 +138,15 @@ def pareto_figure(points: pd.DataFrame) -> Figure:
             )  # fmt: skip
         if i < MAX_PANELS:
             axis.plot([], [], look["marker"], color=look["color"], label=shorten(name))
+        elif i == MAX_PANELS:
+            axis.plot([], [], look["marker"], color=look["color"], label=f"{len(best) - MAX_PANELS} more recipes")
     if points["censored"].any():
         axis.plot([], [], "o", color="#555555", markerfacecolor="white", label="stopped early")
     axis.set_xlabel("training time, minutes a trial")
     axis.set_ylabel("validation accuracy")
-    axis.set_ylim(bottom=0)
-    axis.set_xlim(left=0)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.set_ylim(0, 1.06 * max(1e-3, points["val_accuracy"].max()))
+    axis.set_xlim(0, 1.06 * max(1e-3, points["train_seconds"].max() / 60))
+    axis.yaxis.set_major_formatter(in_percent())
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tidy(axis)
     return figure
@@ -156,9 +159,11 @@ def timeline_figure(timeline: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         timeline: as :func:`analysis.load_timeline` gives it.
         trials: as :func:`analysis.load_trials` does, of the same runs.
     """
-    keys = [name for name in ("run", "attempt", "host", "slot") if name in timeline]
-    rows = timeline.assign(host=timeline["host"].fillna("")).groupby(keys, sort=True).ngroup()
-    status = timeline["trial_id"].map(trials.set_index("trial_id")["status"].astype("str"))
+    places = [name for name in ("run", "attempt", "host", "slot") if name in timeline]
+    rows = timeline.assign(host=timeline["host"].fillna("")).groupby(places, sort=True).ngroup()
+    keys = of_trial(timeline)
+    status = timeline[keys].merge(trials[[*keys, "status"]], on=keys, how="left")["status"].astype("str")
+    status.index = timeline.index
     kinds = status.where(~timeline["outcome"].isin(["lost", "retried"]), "begun again")
     looks = {
         "completed": (PALETTE[0], ""),
@@ -184,7 +189,7 @@ def timeline_figure(timeline: pd.DataFrame, trials: pd.DataFrame) -> Figure:
         )  # fmt: skip
     axis.set_xlabel("minutes since the first trial began")
     axis.set_ylabel("slot")
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_locator(MultipleLocator(-(-slots // 20)))
     axis.set_ylim(slots - 0.5, -0.5)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tidy(axis)

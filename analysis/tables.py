@@ -12,7 +12,10 @@ Format = Literal["table", "csv", "json", "parquet"]
 
 
 def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
-    """Return a table for the terminal: one line a row, what is missing left empty, accuracies with four digits."""
+    """Return a table for the terminal: one line a row, what is missing left empty, accuracies with four digits.
+
+    Texts longer than ``max_width`` characters are cut, unless there is but one column.
+    """
 
     def show(value: object) -> str:
         if pd.isna(value):  # type: ignore[call-overload]
@@ -22,6 +25,8 @@ def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
         text = str(value)
         return text if len(text) <= max_width else text[: max_width - 1] + "…"
 
+    if table.shape[1] == 1:
+        max_width = sys.maxsize
     if table.empty:
         return f"no rows; columns: {', '.join(map(str, table.columns))}"
     shown = table.astype(object).map(show)

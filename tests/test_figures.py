@@ -6,35 +6,90 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.explanations import Explanation
 from analysis.figures import (
     LINES,
+    MAX_PANELS,
     PALETTE,
     accuracy_figure,
-    choose_images,
     curves_figure,
+    heat_map_figure,
+    in_percent,
     lr_figure,
-    panel_figure,
     savings_figure,
+    shorten,
+    style,
 )
-from explain import heatmap, overlay
-from trainables import ImageData
 
 NAN = float("nan")
 
 
 def draw(figure: Figure) -> np.ndarray:
-    """Save a figure as a report does; a warning or an empty picture fails."""
+    """Save a figure as a report does; a warning, an empty picture or text outside of it fails."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.savefig(buffer, format="png")
     picture = np.asarray(Image.open(buffer).convert("L"))
     assert picture.std() > 5
+    assert cut_off(figure) == []
     return picture
+
+
+def texts(figure: Figure) -> list[Any]:
+    """All that can be read in a figure: labels, ticks, titles and legends."""
+    found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    found += [label for label in (figure._supxlabel, figure._supylabel) if label]  # type: ignore[attr-defined]
+    for axis in figure.axes:
+        if not axis.get_visible() or not axis.axison:
+            continue
+        found += [axis.title, axis._left_title, axis.xaxis.label, axis.yaxis.label, *axis.texts]  # type: ignore[attr-defined]
+        found += [*ticks(axis, "x"), *ticks(axis, "y")]
+        found += axis.get_legend().get_texts() if axis.get_legend() else []
+    return [text for text in found if text.get_text() and text.get_visible()]
+
+
+def ticks(axis: Axes, which: str) -> list[Any]:
+    """The labels at an axis that are shown."""
+    one = axis.xaxis if which == "x" else axis.yaxis
+    low, high = sorted(one.get_view_interval())
+    shown = [
+        tick.label1 for tick in one.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_visible()
+    ]
+    return [label for label in shown if label.get_text()]
+
+
+def cut_off(figure: Figure) -> list[str]:
+    """Texts that leave the figure."""
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    return [
+        text
+        for text, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1
+    ]
+
+
+def overlapping(labels: list[Any]) -> list[tuple[str, str]]:
+    """Pairs of texts that lie on each other: of slanted ones those whose lines are nearer than they are high."""
+    found = []
+    for one, other in itertools.combinations(labels, 2):
+        if one.get_rotation() % 90:
+            (x, _), (x_other, _) = (label.get_transform().transform(label.get_position()) for label in (one, other))
+            high = label_height(one)
+            on_each_other = abs(x - x_other) * np.sin(np.deg2rad(one.get_rotation())) < high
+        else:
+            on_each_other = one.get_window_extent().overlaps(other.get_window_extent())
+        if on_each_other:
+            found.append((one.get_text(), other.get_text()))
+    return found
+
+
+def label_height(label: Any) -> float:
+    """Pixels from the top of a line of text to its bottom, without what hangs below it."""
+    return float(label.get_fontsize() * label.figure.dpi / 72)
 
 
 def recipes(*rows: dict[str, Any]) -> pd.DataFrame:
@@ -48,6 +103,8 @@ def trials(*rows: dict[str, Any]) -> pd.DataFrame:
         "status": "completed",
         "phase": "search",
         "seed": 0,
+        "epochs": 3,
+        "val_accuracy": 0.5,
         "optimizer": "sgd",
         "lr": 0.1,
         "augmentation": "none",
@@ -61,7 +118,9 @@ def epochs(**curves: list[float]) -> pd.DataFrame:
 
 
 def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
+    """What the legends of a figure and of its axes say."""
+    boxes = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
+    return [text.get_text() for box in boxes for text in box.get_texts()]
 
 
 def assert_legend_is_inside(figure: Figure) -> None:
@@ -72,6 +131,32 @@ def assert_legend_is_inside(figure: Figure) -> None:
 
 def points(line: Any) -> list[tuple[float, float]]:
     return list(zip(*(np.asarray(data).tolist() for data in line.get_data()), strict=True))
+
+
+# --- style and ticks ---
+
+
+def test_any_two_of_28_things_differ_without_colour():
+    looks = [style(i) for i in range(28)]
+    assert len({(look["marker"], look["linestyle"]) for look in looks}) == 28
+    assert len({look["marker"] for look in looks[:11]}) == 11  # where there is no line, as many can be told apart
+
+
+def test_any_two_of_7_things_differ_in_colour():
+    assert len({style(i)["color"] for i in range(7)}) == 7
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.5, "50 %"), (0.905, "90.5 %"), (0.07, "7 %"), (-1e-18, "0 %"), (1.0, "100 %"), (0.00125, "0.125 %")],
+)
+def test_a_tick_has_as_many_digits_as_its_share(share, text):
+    assert in_percent()(share) == text
+
+
+def test_a_long_text_is_shortened():
+    assert shorten("abcde", 5) == "abcde"
+    assert shorten("abcdef", 5) == "abcd…"
 
 
 # --- accuracy_figure ---
@@ -122,54 +207,123 @@ def test_accuracy_figure_has_a_row_for_each_of_30_recipes():
     assert picture.shape[1] == 1200
 
 
+def test_accuracies_close_to_each_other_have_ticks_that_differ():
+    figure = accuracy_figure(recipes(*({"recipe": f"r{i}", "val_accuracy": 0.9 + i / 1000} for i in range(4))))
+    draw(figure)
+    labels = [label.get_text() for label in ticks(figure.axes[0], "x")]
+    assert len(labels) == len(set(labels)) > 2
+
+
+def test_accuracy_figure_of_one_recipe_keeps_its_marks_off_the_edges():
+    figure = accuracy_figure(recipes({"recipe": "sgd", "val_accuracy": 0.5, "test_accuracy": 0.4}))
+    draw(figure)
+    (axis,) = figure.axes
+    assert axis.get_ylim() == (0.5, -0.5)
+    assert axis.get_xlabel() == "accuracy of the recipe's best configuration, with 95 % interval"
+
+
 # --- curves_figure ---
 
 
-def test_curves_figure_draws_a_line_a_trial_and_a_cross_where_one_was_stopped():
+def panels(figure: Figure) -> list[Axes]:
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def curves_in(axis: Axes) -> list[Any]:
+    """The curves of a panel, without crosses and rungs."""
+    return [line for line in axis.lines if line.get_marker() not in ("x", "None")]
+
+
+def test_curves_figure_draws_a_panel_a_recipe_and_a_cross_where_a_trial_was_stopped():
     table = trials(
-        {"optimizer": "sgd"},
-        {"optimizer": "sgd", "status": "stopped"},
-        {"optimizer": "adam", "status": "diverged"},
-        {"optimizer": "adam", "status": "pending"},
+        {"optimizer": "sgd", "lr": 0.1, "val_accuracy": 0.3},
+        {"optimizer": "sgd", "lr": 0.01, "val_accuracy": 0.15, "status": "stopped", "epochs": 1},
+        {"optimizer": "adam", "lr": 0.1, "val_accuracy": 0.2, "status": "diverged", "epochs": 2},
+        {"optimizer": "adam", "lr": 0.01, "val_accuracy": NAN, "status": "pending", "epochs": 0},
     )
     figure = curves_figure(table, epochs(t0=[0.1, 0.2, 0.3], t1=[0.15], t2=[0.2, NAN]))
     draw(figure)
-    first, second, cross, third, lost, _ = figure.axes[0].lines
+    sgd, adam = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["sgd", "adam"]  # the best first
+    first, second, cross, rung = sgd.lines
     assert points(first) == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert points(second) == points(cross) == [(1, 0.15)]
+    assert rung.get_xdata() == [1, 1]
+    third, lost, _ = adam.lines
     assert third.get_xdata().tolist() == [1, 2]
     assert points(lost) == [(2, 0.0)]  # a loss that is no number stands at the bottom
     assert [line.get_marker() for line in (cross, lost)] == ["x", "x"]
-    assert first.get_color() == second.get_color() == cross.get_color() != third.get_color()
-    assert legend(figure) == ["sgd", "adam", "stopped early"]
-    assert figure.axes[0].get_ylim()[0] == 0
+    assert first.get_color() == third.get_color() != second.get_color() == cross.get_color()
+    assert first.get_linestyle() == third.get_linestyle() != second.get_linestyle()  # also without colour
+    assert legend(figure) == ["lr 0.01", "lr 0.1", "stopped early or diverged"]
+    assert sgd.get_ylim()[0] == 0
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("epoch", "validation accuracy")
+    assert all(label.get_text().endswith(" %") for label in ticks(sgd, "y"))
 
 
-def test_curves_figure_of_one_recipe():
+def test_curves_figure_of_one_trial_has_no_legend_and_ticks_at_whole_epochs():
     figure = curves_figure(trials({}), epochs(t0=[0.5]))
     draw(figure)
-    (line,) = figure.axes[0].lines
+    (axis,) = figure.axes
+    (line,) = axis.lines
     assert points(line) == [(1, 0.5)]
-    assert legend(figure) == ["the one recipe"]
+    assert line.get_marker() == "o"  # a line of one point would not be seen
+    assert axis.get_title() == "the one recipe"
+    assert legend(figure) == []
+    assert [label.get_text() for label in ticks(axis, "x")] == ["1"]
 
 
-def thirty_curves() -> Figure:
-    rows = [{"lr": 10 ** (-i / 10)} for i in range(30)]
-    return curves_figure(trials(*rows), epochs(**{f"t{i}": [i / 60, i / 30] for i in range(30)}))
-
-
-def test_curves_figure_of_30_recipes():
-    figure = thirty_curves()
+def test_curves_figure_of_40_recipes_shows_the_best_twelve():
+    accuracies = [((7 * i) % 40) / 50 for i in range(40)]
+    rows = [{"optimizer": f"an optimizer with a long name {i}", "val_accuracy": v} for i, v in enumerate(accuracies)]
+    figure = curves_figure(trials(*rows), epochs(**{f"t{i}": [v / 2, v] for i, v in enumerate(accuracies)}))
     draw(figure)
-    assert [points(line) for line in figure.axes[0].lines] == [[(1, i / 60), (2, i / 30)] for i in range(30)]
-    assert legend(figure)[0] == "lr 1.0"
-    assert_legend_is_inside(figure)
-    assert figure.axes[0].get_window_extent().height > 300
+    assert len(figure.axes) == MAX_PANELS == 12
+    assert [curves_in(axis)[0].get_ydata()[-1] for axis in figure.axes] == sorted(accuracies, reverse=True)[:12]
+    assert overlapping([axis.title for axis in figure.axes]) == []
+    assert all(len(axis.get_title()) == 26 for axis in figure.axes)
 
 
-def test_curves_of_30_recipes_can_be_told_apart():
-    lines = thirty_curves().axes[0].lines
-    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 30
+def test_every_column_of_panels_has_its_epochs_below():
+    rows = [{"optimizer": f"o{i}", "val_accuracy": 0.5 - i / 20} for i in range(5)]
+    figure = curves_figure(trials(*rows), epochs(**{f"t{i}": [0.1, 0.2] for i in range(5)}))
+    draw(figure)
+    assert [axis.get_title() for axis in panels(figure)] == ["o0", "o1", "o2", "o3", "o4"]
+    assert [bool(ticks(axis, "x")) for axis in panels(figure)] == [False, True, True, True, True]
+
+
+def test_curves_of_up_to_12_amounts_can_be_told_apart_and_of_more_look_alike():
+    def looks(number: int) -> tuple[set[Any], Figure]:
+        rows = [{"lr": 10 ** (-i / 10), "optimizer": ["sgd", "adam"][i % 2]} for i in range(number)]
+        figure = curves_figure(trials(*rows), epochs(**{f"t{i}": [i / 60, i / 30] for i in range(number)}))
+        draw(figure)
+        lines = [line for axis in figure.axes for line in curves_in(axis)]
+        assert len(lines) == number
+        return {(line.get_marker(), line.get_linestyle()) for line in lines}, figure
+
+    told, figure = looks(12)
+    assert len(told) == 12
+    assert len(legend(figure)) == 12
+    alike, figure = looks(30)
+    assert len(alike) == 1
+    assert legend(figure) == []
+
+
+def test_trials_of_the_same_id_in_two_runs_have_a_curve_each():
+    table = trials({"trial_id": "t0"}, {"trial_id": "t0"}).assign(run=["a", "b"])
+    curves = pd.concat([epochs(t0=[0.1, 0.2]).assign(run="a"), epochs(t0=[0.3]).assign(run="b")])
+    figure = curves_figure(table, curves)
+    draw(figure)
+    assert [points(line) for line in figure.axes[0].lines] == [[(1, 0.1), (2, 0.2)], [(1, 0.3)]]
+
+
+def test_curves_figure_of_trials_that_all_diverged():
+    table = trials({"status": "diverged", "val_accuracy": 0.1}, {"lr": 1.0, "status": "diverged", "val_accuracy": NAN})
+    figure = curves_figure(table, epochs(t0=[0.1, NAN], t1=[NAN]))
+    draw(figure)
+    crosses = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "x"]
+    assert [points(cross) for cross in crosses] == [[(2, 0.0)], [(1, 0.0)]]
+    assert legend(figure) == ["diverged"]
 
 
 # --- lr_figure ---
@@ -190,6 +344,8 @@ def test_lr_figure_has_a_panel_an_optimizer_and_a_line_for_what_else_varies():
     draw(figure)
     adam, sgd = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["adam", "sgd"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["learning rate"] * 2
+    assert adam.get_ylabel() == "validation accuracy"
     assert legend(figure) == ["flip", "no augmentation", "not completed"]
     # For each of the two: the line, its completed points, its stopped ones.
     flip, full, hollow, plain, *_ = sgd.lines
@@ -198,6 +354,7 @@ def test_lr_figure_has_a_panel_an_optimizer_and_a_line_for_what_else_varies():
     assert points(hollow) == [(0.01, 0.4)]
     assert (full.get_markerfacecolor(), hollow.get_markerfacecolor()) == (full.get_color(), "white")
     assert points(plain) == [(0.1, 0.3)]
+    assert flip.get_linestyle() != plain.get_linestyle()
     assert points(adam.lines[0]) == [(0.01, 0.6)]
     assert [axis.get_xscale() for axis in figure.axes] == ["log", "log"]
     assert [label.get_text() for label in sgd.get_xticklabels()] == ["0.01", "0.1"]
@@ -211,7 +368,7 @@ def test_lr_figure_of_one_recipe_has_one_panel_and_one_line():
     (axis,) = figure.axes
     assert axis.get_title() == ""
     assert points(axis.lines[0]) == [(lr, pytest.approx(i / 10)) for i, lr in reversed(list(enumerate(rates)))]
-    assert legend(figure) == ["the one recipe", "not completed"]
+    assert legend(figure) == ["the one recipe"]
     lines = [line for line in axis.lines if len(line.get_xdata()) > 1 and line.get_linestyle() in LINES]
     assert len(lines) == 1
 
@@ -225,6 +382,74 @@ def test_lr_figure_of_30_recipes():
     assert legend(figure)[0] == "a0"
     assert_legend_is_inside(figure)
     assert figure.axes[0].get_window_extent().height > 300
+
+
+def test_lr_figure_of_four_optimizers_has_room_for_its_rates():
+    names = ("sgd", "adam", "adamw", "muon")
+    rows = [{"optimizer": name, "lr": lr} for name in names for lr in (0.1, 0.03, 0.01, 0.003, 0.001, 3e-4)]
+    figure = lr_figure(trials(*rows))
+    draw(figure)
+    assert [overlapping(ticks(axis, "x")) for axis in figure.axes] == [[]] * 4
+
+
+# --- heat_map_figure ---
+
+
+def heat_map_of(accuracies: dict[tuple[str, float], float], stopped: tuple[str, float] | None = None) -> Figure:
+    rows = [
+        {"optimizer": name, "lr": lr, "val_accuracy": value, "status": "completed"}
+        | ({"status": "stopped"} if (name, lr) == stopped else {})
+        for (name, lr), value in accuracies.items()
+    ]
+    return heat_map_figure(trials(*rows))
+
+
+def test_heat_map_shows_each_accuracy_as_number_and_what_is_missing_as_a_dash():
+    found = {("sgd", 0.1): 0.3, ("sgd", 0.01): 0.456, ("adam", 0.1): 0.9}
+    figure = heat_map_of(found, stopped=("sgd", 0.01))
+    draw(figure)
+    axis, bar = figure.axes
+    values = np.asarray(axis.images[0].get_array())
+    np.testing.assert_array_equal(values, [[NAN, 0.9], [0.456, 0.3]])  # the best recipe on top
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["adam", "sgd"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0.01", "0.1"]
+    assert [(text.get_position(), text.get_text()) for text in axis.texts] == [
+        ((0, 0), "–"),
+        ((1, 0), "90.0"),
+        ((0, 1), "45.6"),
+        ((1, 1), "30.0"),
+    ]
+    assert [text.get_color() for text in axis.texts[1:]] == ["white", "black", "black"]  # each against its ground
+    (box,) = axis.patches  # hatched: the one that was stopped
+    assert (box.get_xy(), box.get_hatch()) == ((-0.5, 0.5), "//")
+    assert axis.get_xlabel() == "learning rate"
+    assert bar.get_ylabel() == "validation accuracy"
+    assert all(label.get_text().endswith(" %") for label in ticks(bar, "y"))
+
+
+def test_heat_map_averages_over_seeds():
+    rows = [{"lr": 0.1, "seed": 0, "val_accuracy": 0.4}, {"lr": 0.1, "seed": 1, "val_accuracy": 0.5}, {"lr": 0.01}]
+    figure = heat_map_figure(trials(*rows))
+    draw(figure)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["50.0", "45.0"]
+
+
+def test_heat_map_of_equal_accuracies_can_be_read():
+    figure = heat_map_of({("sgd", 0.1): 0.1, ("sgd", 0.01): 0.1})
+    draw(figure)
+    assert [text.get_color() for text in figure.axes[0].texts] == ["black"] * 2
+
+
+def test_heat_map_of_30_long_names_and_12_rates_does_not_overlap():
+    rates = [10 ** (-i / 3) for i in range(12)]
+    names = [f"an optimizer with quite a long name {i}" for i in range(30)]
+    figure = heat_map_of({(name, lr): (i + 1) / 31 for i, name in enumerate(names) for lr in rates})
+    draw(figure)
+    axis = figure.axes[0]
+    assert len(axis.texts) == 360
+    assert overlapping(list(axis.texts)) == []
+    assert overlapping(ticks(axis, "x")) == overlapping(ticks(axis, "y")) == []
+    assert axis.get_yticklabels()[0].get_text() == "an optimizer with quite a long na…"
 
 
 # --- savings_figure ---
@@ -249,84 +474,6 @@ def test_savings_figure_of_one_trial():
     assert figure.axes[0].patches[1].get_data().values.tolist() == [1]
 
 
-# --- choose_images and panel_figure ---
-
-CLASSES = ("$x^2$", "<script>", "a_b%\\", "long " * 20)
-
-
-def explanation(correct: list[bool], indices: list[int] | None = None) -> Explanation:
-    """Of images of classes 0, 1, 2, 3, 0, ...; a wrong prediction is the next class."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(len(correct)) % 4
-    logits = np.eye(4, dtype=np.float32)[np.where(correct, labels, (labels + 1) % 4)]
-    indices = list(range(len(correct))) if indices is None else indices
-    maps = rng.random((len(indices), 32, 32), dtype=np.float32)
-    return Explanation("t0", logits, labels, np.array(indices), maps, maps[:, ::8, ::8] - 0.3, pd.DataFrame())
-
-
-def test_chosen_images_are_right_ones_and_then_wrong_ones():
-    correct = [i % 3 > 0 for i in range(60)]
-    indices = list(range(5, 60, 2))
-    best = explanation(correct, indices)
-    chosen = choose_images(best, 5, 3)
-    assert [correct[indices[position]] for position in chosen] == [True] * 5 + [False] * 3
-    assert len(set(chosen)) == 8
-    assert choose_images(best, 5, 3) == chosen
-    assert choose_images(best, 5, 3, seed=1) != chosen
-
-
-@pytest.mark.parametrize(("correct", "number"), [([True] * 6, 4), ([False] * 6, 2), ([True, False], 2)])
-def test_there_are_fewer_images_where_there_are_too_few_of_a_kind(correct, number):
-    assert len(choose_images(explanation(correct), 4, 2)) == number
-
-
-def test_panel_shows_images_maps_and_class_names():
-    rng = np.random.default_rng(1)
-    data = ImageData(rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), np.arange(8) % 4, CLASSES)
-    first = explanation([True] * 4 + [False] * 4, [2, 3, 4, 5])
-    second = explanation([False] * 8, [2, 3, 4, 5])
-    figure = panel_figure([first, second], ["sgd · $lr$", "name " * 20], ["note 1", "$note$ 2"], data, [0, 3])
-    draw(figure)
-    pictures = [axis.images[0].get_array() for axis in figure.axes]
-    assert len(pictures) == 2 * (1 + 2 * 2)
-    assert np.array_equal(pictures[0], data.images[2])
-    assert np.array_equal(pictures[1], heatmap(first.saliency[0], 96))
-    assert np.array_equal(pictures[2], overlay(data.images[2], first.cam[0], 96))
-    assert np.array_equal(pictures[5], data.images[5])
-    assert np.array_equal(pictures[8], heatmap(second.saliency[3], 96))
-    assert not any(text.get_parse_math() for text in figure.texts)
-    assert [text.get_text() for text in figure.texts] == [
-        "1. sgd · $lr$",
-        "note 1",
-        "2. " + ("name " * 20)[:25] + "…",
-        "$note$ 2",
-        "a_b%\\",
-        "✓ a_b%\\",
-        "✗ " + ("long " * 20)[:35] + "…",
-        "<script>",
-        "✗ a_b%\\",
-        "✗ a_b%\\",
-        *["saliency", "Grad-CAM"] * 2,
-    ]
-    boxes = [axis.get_position() for axis in figure.axes]
-    assert all(box.x0 >= 0 and box.x1 <= 1 and box.y0 >= 0 and box.y1 <= 1 for box in boxes)
-
-
-def test_titles_and_notes_of_a_panel_keep_to_their_network():
-    data = ImageData(np.full((4, 32, 32, 3), 90, dtype=np.uint8), np.arange(4), CLASSES)
-    names = ["adam · no augmentation · normalize False"] * 3
-    notes = ["epoch 10, stopped early, test accuracy 99.9 %"] * 3
-    figure = panel_figure([explanation([True] * 4)] * 3, names, notes, data, [0])
-    draw(figure)
-    boxes = [text.get_window_extent() for text in figure.texts]
-    for titles in (boxes[0:6:2], boxes[1:6:2]):
-        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(titles))
-        assert titles[-1].x1 <= figure.bbox.x1
-
-
-def test_panel_of_one_network_and_one_image():
-    data = ImageData(np.full((4, 32, 32, 3), 90, dtype=np.uint8), np.arange(4), CLASSES)
-    figure = panel_figure([explanation([True] * 4, [1])], ["adam"], [""], data, [0])
-    draw(figure)
-    assert len(figure.axes) == 3
-    assert [text.get_text() for text in figure.texts[2:4]] == ["<script>", "✓ <script>"]
+def test_a_picture_of_savings_says_what_its_axes_are():
+    (axis,) = savings_figure(pd.DataFrame({"epoch": [1, 3], "trials_trained": [4, 2]})).axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "trials in training")

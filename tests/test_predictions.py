@@ -17,7 +17,7 @@ from analysis import (
     confusion,
     load_predictions,
 )
-from analysis.explanations import Explanation
+from analysis.explanations import Explanation, UnreadableExplanation
 from analysis.intervals import bootstrap_interval, wilson_interval
 from analysis.predictions import predictions_of
 from analysis.trials import EXPLANATION_FORMAT
@@ -341,11 +341,13 @@ def cut(file: Path) -> None:
         lambda file: np.savez(file, logits=np.array([{}], dtype=object), labels=np.arange(1)),
     ],
 )
-def test_predictions_that_cannot_be_read_are_said_to_be_broken(tmp_path, damage):
+def test_predictions_that_cannot_be_read_are_left_out_and_told_of(tmp_path, damage):
     run = make_run(tmp_path / "run", "a", "b")
     damage(run / "explanations/b/arrays.npz")
-    with pytest.raises(RunError, match=r"run/explanations/b/arrays\.npz: cannot be read \(.+\); remove its folder$"):
-        load_predictions(run)
+    text = r"run/explanations/b/arrays\.npz: cannot be read \(.+\); its trial is left out until it is explained again$"
+    with pytest.warns(UnreadableExplanation, match=text):
+        found = load_predictions(run)
+    assert set(found["trial_id"]) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -358,11 +360,12 @@ def test_predictions_that_cannot_be_read_are_said_to_be_broken(tmp_path, damage)
         {"labels": np.array([0, 1, 2, -1])},
     ],
 )
-def test_predictions_of_other_classes_are_refused(tmp_path, arrays):
+def test_predictions_of_other_classes_are_left_out(tmp_path, arrays):
     run = make_run(tmp_path / "run", "a", "b")
     write_arrays(run, "b", **arrays)
-    with pytest.raises(RunError, match=r"run/explanations/b/arrays\.npz: is not of 3 classes; remove its folder$"):
-        load_predictions(run)
+    with pytest.warns(UnreadableExplanation, match=r"arrays\.npz: cannot be read \(is not of 3 classes\); its trial"):
+        found = load_predictions(run)
+    assert set(found["trial_id"]) == {"a"}
 
 
 def test_predictions_of_what_is_no_run_are_none(tmp_path):
