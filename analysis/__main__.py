@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, what) in TABLES.items():
         table = commands.add_parser(
             name,
-            help=f"print the {name} of runs as a table",
+            help=f"one row for every {what}",
             description=f"One row for every {what}.",
             formatter_class=raw,
             epilog="examples:\n" + "".join(f"  python -m analysis {name} {example}\n" for example in EXAMPLES[name]),

@@ -94,7 +94,7 @@ def panel_figure(
     # Laid out by hand: a layout engine would make room for every title.
     tile, gap, between, line = 1.0, 0.06, 0.22, 0.24  # inches
     networks = len(explanations)
-    width = tile + networks * (between + 2 * tile + gap) + 0.3
+    width = tile + networks * (between + 2 * tile + gap) + 0.4
     height = len(positions) * (tile + line + 0.04) + 3 * line
     figure = Figure(figsize=(width, height), dpi=DPI)
 
@@ -110,7 +110,7 @@ def panel_figure(
 
     lefts = [0.15 + tile + between + k * (between + 2 * tile + gap) for k in range(networks)]
     for k, (name, note) in enumerate(zip(names, notes, strict=True)):
-        title = f"{k + 1}. {shorten(name, 26)}"
+        title = f"{k + 1}. {shorten(name, 22)}"
         figure.text(lefts[k] / width, 1 - 0.2 / height, title, fontsize=8.5, weight="bold", parse_math=False)
         figure.text(lefts[k] / width, 1 - 0.34 / height, note, fontsize=6, color="#555555", parse_math=False)
     for row, position in enumerate(positions):

@@ -241,6 +241,6 @@ def make_image_pictures(
 
 
 def _panel_note(trial: pd.Series, columns: Sequence[str], explanation: Explanation) -> str:
-    rate = "" if "lr" in columns else f"lr {trial['lr']:g}, "
+    rate = "" if "lr" in columns else f"lr {trial['lr']:.3g}, "
     stopped = "" if trial["status"] == "completed" else ", stopped early"
-    return f"{rate}epoch {trial['best_epoch']}{stopped}, test accuracy {percent(explanation.accuracy)}"
+    return f"{rate}epoch {trial['best_epoch']}{stopped}, test {percent(explanation.accuracy)}"
