@@ -17,9 +17,9 @@ from analysis.health import search_space_health
 from analysis.in_words import claims_as_text
 from analysis.optuna_study import export_optuna
 from analysis.predictions import calibration, class_accuracy, confused_pairs, load_predictions
-from analysis.remote import local_run, run_path
+from analysis.remote import local_run, run_path, source
 from analysis.report import write_report
-from analysis.run_log import read_study
+from analysis.run_log import RunError, read_study
 from analysis.tables import write_table, write_text
 from analysis.trials import check_comparable, load_epochs, load_timeline, load_trials, varied
 from trainables.errors import UserError
@@ -46,7 +46,10 @@ def _recipes(runs: Any) -> pd.DataFrame:
     num_val_images = _num_val_images(runs)
     tables = zip(("equal epochs", "equal compute"), by_budget(load_trials(runs)), strict=True)
     compared = [(budget, compare_recipes(trials, num_val_images)) for budget, trials in tables]
-    return pd.concat([table.assign(budget=budget) for budget, table in compared if len(table)], ignore_index=True)
+    found = [table.assign(budget=budget) for budget, table in compared if len(table)]
+    if not found:
+        raise RunError(f"{', '.join(map(source, _folders(runs)))}: no trial has a finished epoch yet")
+    return pd.concat(found, ignore_index=True)
 
 
 def _claims(runs: Any) -> pd.DataFrame:
@@ -70,8 +73,13 @@ def _searched(table: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame]) -> Ca
 
 
 def _tested(table: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Any], pd.DataFrame]:
-    """Return a function of a run that gives a table of what its explained trials' networks predict."""
-    return lambda runs: table(load_predictions(runs))
+    """Return a function of runs that gives a table of what their explained trials' networks predict of the same data."""
+
+    def of_runs(runs: Any) -> pd.DataFrame:
+        check_comparable(_folders(runs))
+        return table(load_predictions(runs))
+
+    return of_runs
 
 
 def _classes(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +102,10 @@ TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
     "pareto": (_searched(lambda trials, _: pareto_front(trials)), "configuration, with accuracy and what it cost"),
     "savings": (_searched(lambda trials, _: asha_savings(trials)), "epoch at which trials ended, with how many did"),
     "timeline": (load_timeline, "time that a trial was begun, with the slot it held"),
-    "predictions": (load_predictions, "explained trial and test image, with what its network says"),
+    "predictions": (
+        _tested(lambda predictions: predictions),
+        "explained trial and test image, with what its network says",
+    ),
     "classes": (_tested(_classes), "class and superclass, with its test accuracy over the explained trials"),
     "confused": (_tested(confused_pairs), "class that the explained trials take for another, and how often"),
     "calibration": (_tested(calibration), "bin of confidence, with the accuracy in it"),
@@ -200,7 +211,7 @@ def _table(args: argparse.Namespace) -> None:
     names = list(map(str, table.columns))
     phase = ["phase"] if "phase" in names and (table["phase"] == "confirm").any() else []
     telling = [*KEY_COLUMNS, *phase, *varied(table), *(name for name in ("stop_reason", "error") if name in names)]
-    if args.query:
+    if args.query is not None:
         try:
             chosen_rows = table.eval(args.query)
         except Exception as error:  # whatever the expression makes pandas, numexpr or Python raise
@@ -208,12 +219,12 @@ def _table(args: argparse.Namespace) -> None:
         if not isinstance(chosen_rows, pd.Series) or not pd.api.types.is_bool_dtype(chosen_rows):
             raise UserError(f"--query {args.query!r}: is not true or false for each row, as lr > 0.01 is")
         table = table[chosen_rows.fillna(False)]
-    if args.sort:
+    if args.sort is not None:
         column = args.sort.removeprefix("-")
         _check([column], names, "--sort")
         table = table.sort_values(column, ascending=not args.sort.startswith("-"), kind="stable")
-    if args.columns:
-        chosen = [name.strip() for name in args.columns.split(",")]
+    if args.columns is not None:
+        chosen = list(dict.fromkeys(name.strip() for name in args.columns.split(",")))  # each once
         _check(chosen, names, "--columns")
         table = table[chosen]
     elif args.format == "table" and args.command == "trials":

@@ -1,7 +1,8 @@
 """What each hyperparameter did, what early stopping saved, what accuracy cost: DataFrame in, DataFrame out.
 
-Under early stopping, trials are compared after the last epoch that all of them reached: what they had when they were
-stopped says as much about the rung as about the trial. A trial that diverged counts as accuracy 0, as it does for ASHA.
+Under early stopping, or of runs of different length, trials are compared after the last epoch that all of them
+reached: what they had when they ended says as much about that epoch as about the trial. A trial that diverged counts as
+accuracy 0, as it does for ASHA.
 """
 
 import math
@@ -34,12 +35,12 @@ def at_common_epoch(trials: pd.DataFrame, epochs: pd.DataFrame) -> tuple[pd.Data
         epochs: as :func:`analysis.load_epochs` does, of the same runs.
 
     Returns:
-        The trials that reached it, and those that diverged, with accuracy 0. Where every trial was trained to the end,
-        their own best epoch counts, and the epoch is None.
+        The trials that reached it, and those that diverged, with accuracy 0. Where every trial was trained to the same
+        end, their own best epoch counts, and the epoch is None.
     """
     searched = by_budget(trials)[0]
     searched = searched[searched["phase"] == "search"]
-    if (searched["status"] == "stopped").any():
+    if (searched["status"] == "stopped").any() or searched["max_epochs"].nunique() > 1:
         epoch = common_epoch(searched)
         then = at_epoch(searched, epochs, epoch or 0)
     else:
@@ -144,9 +145,9 @@ def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
         trials: as :func:`analysis.load_trials` gives them.
 
     Returns:
-        One row a configuration and how its trials ended (those that ASHA stopped are points of their own: networks
+        One row a configuration and how its trials ended (those not completed are points of their own: networks
         that were had for less), cheapest first: ``recipe``, the recipe's columns and the varied amounts,
-        ``train_seconds`` and ``val_accuracy`` (mean over seeds), ``num_seeds``, ``censored`` (stopped early),
+        ``train_seconds`` and ``val_accuracy`` (mean over seeds), ``num_seeds``, ``censored`` (not completed),
         ``on_front`` (no other is as accurate for less, or more accurate for as much).
     """
     names = configuration_columns(trials)
@@ -177,43 +178,53 @@ def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return how many trials of the search were trained for how long, one row for each number of epochs one ended at.
+    """Return how many trials of the search were trained for how long, and how many would have been without ASHA.
+
+    What it saved are the epochs that stopped trials had left; those that other trials did not run (they diverged, failed
+    or have yet to run) are not its merit. Trials of fewer epochs for equal compute are left out.
 
     Returns:
-        ``epoch``, ``trials_trained`` (at least so long), ``trials_stopped`` (there), and for the whole run in every
-        row ``epochs_run`` and ``epochs_without_stopping``.
+        One row for each number of epochs at which a trial ended or would have: ``epoch``, ``trials_trained`` (at least
+        so long), ``trials_without_stopping`` (likewise, had none been stopped), ``trials_stopped`` (there), and for the
+        whole run in every row ``epochs_run`` and ``epochs_without_stopping``. No rows if no epoch was run.
     """
-    ended = trials[(trials["epochs"] > 0) & (trials["phase"] == "search")]
-    if ended.empty:
-        return pd.DataFrame()
-    stopped = ended[ended["status"] == "stopped"]
-    marks = sorted(set(ended["epochs"]))
-    return pd.DataFrame(
-        {
-            "epoch": marks,
-            "trials_trained": [int((ended["epochs"] >= mark).sum()) for mark in marks],
-            "trials_stopped": [int((stopped["epochs"] == mark).sum()) for mark in marks],
-            "epochs_run": int(ended["epochs"].sum()),
-            "epochs_without_stopping": int(ended["max_epochs"].sum()),
-        }
-    )
+    searched = by_budget(trials)[0]
+    begun = searched[(searched["epochs"] > 0) & (searched["phase"] == "search")]
+    stopped = begun["status"] == "stopped"
+    run = begun["epochs"].astype("int64")
+    full = run.where(~stopped, begun["max_epochs"].astype("int64"))
+    marks = sorted({*run, *full})
+    columns = {
+        "epoch": marks,
+        "trials_trained": [(run >= mark).sum() for mark in marks],
+        "trials_without_stopping": [(full >= mark).sum() for mark in marks],
+        "trials_stopped": [(run[stopped] == mark).sum() for mark in marks],
+        "epochs_run": [run.sum()] * len(marks),
+        "epochs_without_stopping": [full.sum()] * len(marks),
+    }
+    return pd.DataFrame(columns, dtype="int64")
 
 
 def accuracy_over(trials: pd.DataFrame, name: str = "lr") -> pd.DataFrame:
     """Return validation accuracy of the search over one hyperparameter, for every combination of the recipe's columns.
 
+    A trial that diverged counts as accuracy 0, whatever it had before.
+
     Returns:
         The recipe's columns, ``recipe``, ``name``, ``val_accuracy`` (best over what else varies, mean over seeds) and
-        ``censored`` (no trial of the point was completed).
+        ``censored`` (no trial of the point was completed, nor did all of them diverge).
     """
     trials = trials[trials["phase"] == "search"]
     columns = [column for column in recipe_columns(trials) if column != name]
     others = [column for column in HYPERPARAMETERS if column in varied(trials) and column not in (*columns, name)]
+    diverged = trials["status"] == "diverged"
+    trials = trials.assign(val_accuracy=trials["val_accuracy"].mask(diverged, 0.0))
     rows = []
     keys = [*columns, name]
     for _, group in trials[trials["val_accuracy"].notna()].groupby(keys, observed=True):
-        whole = group[group["status"] == "completed"]
-        pool = group if whole.empty else whole
+        ended = group["status"].isin(["completed", "diverged"])
+        censored = not (group["status"] == "completed").any() and not ended.all()
+        pool = group if censored else group[ended]
         means = pool.groupby(others, observed=True)["val_accuracy"].mean() if others else pool["val_accuracy"].mean()
         first = group.iloc[0]
         rows.append(
@@ -221,7 +232,7 @@ def accuracy_over(trials: pd.DataFrame, name: str = "lr") -> pd.DataFrame:
                 **{key: first[key] for key in keys},
                 "recipe": recipe_name(first, columns),
                 "val_accuracy": float(np.max(means)),
-                "censored": whole.empty,
+                "censored": censored,
             }
         )
     return pd.DataFrame(rows, columns=[*keys, "recipe", "val_accuracy", "censored"])

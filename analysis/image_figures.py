@@ -45,7 +45,7 @@ def calibration_figure(bins: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.2, 4.6), dpi=DPI, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1, label="as right as confident")
-    upper.plot(bins["confidence"], bins["accuracy"], "o-", color=PALETTE[0], label="network")
+    upper.plot(bins["confidence"], bins["accuracy"], "o-", color=PALETTE[0], label="predictions")
     upper.set_ylabel("accuracy")
     upper.set_ylim(0, 1)
     upper.yaxis.set_major_formatter(in_percent())

@@ -2,12 +2,14 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+NUM_RESAMPLES = 2000
+MAX_KEPT = 12_500  # values, of which four sets of resamples are 100 MB
 Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 # 97.5 % quantiles of Student's t distribution with 1 to 10 degrees of freedom (any table of it).
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -58,14 +60,27 @@ def bootstrap_interval(values: NDArray[np.floating]) -> tuple[float, float, floa
     finite, mean = _finite(values)
     if len(finite) < 2:
         return mean, math.nan, math.nan
-    low, high = np.quantile(_resamples(len(finite)) @ finite / len(finite), (0.025, 0.975))
+    resamples = _kept_resamples(len(finite)) if len(finite) <= MAX_KEPT else _resamples(len(finite))
+    means = np.concatenate([counts @ finite for counts in resamples]) / len(finite)
+    low, high = np.quantile(means, (0.025, 0.975))
     return mean, float(low), float(high)
 
 
+def _resamples(n: int) -> Iterator[NDArray[np.integer]]:
+    """Yield how often each of n values is drawn in each resample, (some, n) of the 2,000 at a time.
+
+    All at once would be gigabytes for a hundred thousand values. However many at a time, the draws are the same.
+    """
+    rng = np.random.default_rng(0)
+    rows = max(1, 1_000_000 // n)
+    for first in range(0, NUM_RESAMPLES, rows):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(rows, NUM_RESAMPLES - first))
+
+
 @functools.lru_cache(maxsize=4)
-def _resamples(n: int) -> NDArray[np.float64]:
-    """Return how often each of n values is drawn in each resample, (2000, n)."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=2000).astype(np.float64)
+def _kept_resamples(n: int) -> list[NDArray[np.integer]]:
+    # Nothing is drawn as often as 256 times: a byte does.
+    return [counts.astype(np.uint8) for counts in _resamples(n)]
 
 
 def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[float, float, float]:

@@ -59,6 +59,11 @@ def _fonts() -> contextlib.AbstractContextManager[None]:
     return matplotlib.rc_context({"font.family": [name for name in _FONTS if name in there]})
 
 
+def _after(table: pd.DataFrame) -> str:
+    """Say after which epoch trials were compared, unless each was at its best."""
+    return "" if table["epoch"].isna().all() else f" after epoch {table['epoch'].max()}"
+
+
 def make_pictures(
     trials: pd.DataFrame, epochs: pd.DataFrame, timeline: pd.DataFrame, recipes: pd.DataFrame
 ) -> dict[str, Picture]:
@@ -96,15 +101,15 @@ def make_pictures(
                 (figures.lr_figure if drawn(seen["lr"]) else figures.heat_map_figure)(seen),
             )
         effects = isolation(trials, epochs)
-        at = f" after epoch {effects['epoch'].iloc[0]}" if len(effects) and effects["epoch"].notna().any() else ""
         paired = effects[effects["num_blocks"] > 0]
         if len(paired):
             most = paired.iloc[int(paired["effect"].abs().to_numpy().argmax())]
             album.put(
                 "isolation",
                 "What each hyperparameter did",
-                f"Effect of each value on validation accuracy{at}, all other hyperparameters and the seed being equal: "
-                "distance from the mean of the n blocks of trials that differ in nothing else, with 95 % interval.",
+                f"Effect of each value on validation accuracy{_after(paired)}, all other hyperparameters and the "
+                "seed being equal: distance from the mean of the n blocks of trials that differ in nothing else. The 95 % interval takes "
+                "blocks for independent, though seeds come back in several; a trial that diverged counts as 0.",
                 f"Effects of {', '.join(paired['hyperparameter'].unique())} on validation accuracy; the greatest is "
                 f"that of {most['hyperparameter']} {most['value']}, {100 * most['effect']:+.1f} points.",
                 search_figures.isolation_figure(paired),
@@ -114,7 +119,7 @@ def make_pictures(
             album.put(
                 "importance",
                 "Which hyperparameters matter",
-                f"How much each decides whether a trial is among the best{at} (PED-ANOVA).",
+                f"How much each decides whether a trial is among the best{_after(shares)} (PED-ANOVA).",
                 f"Importance of {len(shares)} hyperparameters; most important is {shares['hyperparameter'].iloc[0]} "
                 f"with {percent(shares['importance'].iloc[0], 0)}.",
                 search_figures.importance_figure(shares),
@@ -129,7 +134,7 @@ def make_pictures(
                 f"{percent(seen['val_accuracy'].min())} to {percent(seen['val_accuracy'].max())}.",
                 search_figures.parallel_figure(seen),
             )
-        number = len(trials[recipe_columns(trials)].drop_duplicates())
+        number = trials.loc[trials["seed"].notna(), recipe_columns(trials)].drop_duplicates().shape[0]
         album.put(
             "curves",
             "Learning curves",

@@ -110,9 +110,11 @@ def class_accuracy(predictions: pd.DataFrame, by: str = "label") -> pd.DataFrame
     rows = []
     for name, group in predictions.assign(**measures).groupby(by, observed=True):
         of_images = group.groupby("image")[list(measures)].mean()
-        mean, low, high = bootstrap_interval(of_images["accuracy"].to_numpy())
         if networks == 1:
+            mean = float(of_images["accuracy"].mean())
             low, high = wilson_interval(mean, len(of_images))
+        else:
+            mean, low, high = bootstrap_interval(of_images["accuracy"].to_numpy())
         more = {"within": float(of_images["within"].mean())} if "within" in measures else {}
         counts = {"num_images": len(of_images), "num_networks": networks}
         rows.append({by: name, "accuracy": mean, "low": low, "high": high, **more, **counts})

@@ -4,7 +4,9 @@ import base64
 import dataclasses
 import hashlib
 import html
+import os
 import re
+import secrets
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,12 +29,12 @@ from analysis.compare import (
 from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
 from analysis.in_words import MAP_TITLES, claim_rows, class_rows, looks_at, measure_table, undecidable
-from analysis.intervals import difference_of_means, paired_difference
+from analysis.intervals import paired_difference, paired_over_seeds
 from analysis.measures import OWN
 from analysis.pictures import Picture, make_image_pictures, make_pictures
 from analysis.predictions import predictions_of
 from analysis.remote import RunPath, is_uri, local_run, source
-from analysis.run_log import RunError, read_study
+from analysis.run_log import RunError, check_inside, read_study
 from analysis.tables import interval, percent
 from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load_timeline, load_trials, varied
 from trainables.data import ImageData
@@ -72,8 +74,10 @@ def write_report(
         RunError: if a run cannot be read, has no finished epoch, or the runs are over different data.
         DataError, CheckpointError: if the test images or a checkpoint cannot be read.
     """
+    inside = output is None and not is_uri(runs[0])
     output = output or (Path(f"{Path(str(runs[0])).name}-report") if is_uri(runs[0]) else Path(runs[0]) / "report")
     folders = [local_run(run) for run in runs]
+    check_inside(output / "figures", folders[0] if inside else output)
     check_comparable(folders)
     studies = [read_study(folder) for folder in folders]
     trials, epochs, timeline = (_load(load, folders) for load in (load_trials, load_epochs, load_timeline))
@@ -81,14 +85,16 @@ def write_report(
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
         raise RunError(f"{', '.join(map(source, folders))}: no trial has a finished epoch to report on ({counts})")
     num_val = int(studies[0]["data"]["num_val_images"])
-    chosen = top_trials(by_budget(trials)[0], top)
+    chosen = _chosen(trials, _recipes(trials, num_val), top)
     data, explanations = _explain(folders, chosen, data_dir, device, address, tell) if len(chosen) else (None, [])
     if explanations:  # which are columns of the trials now
         trials = _load(load_trials, folders)
     equal_epochs, equal_compute = by_budget(trials)
-    recipes = compare_recipes(equal_epochs, num_val)
+    recipes = _recipes(trials, num_val)
     claims = _decide(load_measures(folders), trials, epochs, studies)
 
+    first = trials.set_index("trial_id").loc[recipes.iloc[0]["trial_ids"][0]]
+    won_in = folders.index(Path(first["run"]))
     winners = [explanation for explanation in explanations if explanation.trial_id in recipes.iloc[0]["trial_ids"]]
     predictions = predictions_of(winners, data) if data is not None and winners else None
     pictures = make_pictures(trials, epochs, timeline, recipes)
@@ -100,12 +106,12 @@ def write_report(
         "studies": studies,
         "data": studies[0]["data"],
         "versions": studies[0]["versions"],
-        "headline": _headline(recipes, explanations, trials, num_val, len(data) if data else 0, source(folders[0])),
+        "headline": _headline(recipes, explanations, trials, num_val, source(folders[won_in])),
         "recipes": _recipe_rows(recipes),
-        "best": _best(trials, recipes, studies[0]),
-        "looks_at": looks_at(explanations[0], data) if data and explanations else "",
+        "best": _best(first, studies[won_in]),
+        "looks_at": looks_at(winners[0], data) if data is not None and winners else "",
         "classes": class_rows(predictions, NUM_CLASSES) if predictions is not None else None,
-        "measures": measure_table(explanations[0]) if explanations else None,
+        "measures": measure_table(winners[0]) if winners else None,
         "claims": claim_rows(claims),
         "undecidable": undecidable(claims),
         "warnings": search_space_health(equal_epochs, num_val)["text"].head(MAX_WARNINGS).to_list(),
@@ -116,17 +122,51 @@ def write_report(
         "trials": _trial_rows(trials),
         "trial_columns": [*varied(trials)],
         "num_val": num_val,
-        "num_test": len(data) if data else 0,
-        "runs": [source(folder) for folder in folders],
-        "top": len(chosen),
-        "settings_yaml": yaml.safe_dump(studies[0]["settings"], sort_keys=False, width=100),
+        "num_test": _num_test(trials),
+        "num_tested": _num_tested(trials),
+        "machines": list(dict.fromkeys(map(_machine, studies))),
+        "report_command": shlex.join(["python", "-m", "analysis", "report", *map(source, folders)]),
+        "settings_yaml": [yaml.safe_dump(study["settings"], sort_keys=False, width=100) for study in studies],
         "train_seconds": float(trials["train_seconds"].sum()),
-        "method": _method(studies[0], num_val, len(data) if data else 0, len(chosen)),
+        "method": _method(studies, trials),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     _write(output, context, pictures)
     return output / "report.html"
+
+
+def _recipes(trials: pd.DataFrame, num_val: int) -> pd.DataFrame:
+    recipes = compare_recipes(by_budget(trials)[0], num_val)
+    # So far maybe only those of equal compute have an epoch.
+    return compare_recipes(trials, num_val) if recipes.empty else recipes
+
+
+def _chosen(trials: pd.DataFrame, recipes: pd.DataFrame, top: int) -> pd.DataFrame:
+    """Return the trials of the ``top`` configurations that are to be explained, those of the winner first.
+
+    The best recipe is one that was trained to the end with all its seeds; the best trials need not be its.
+    """
+    won = trials[trials["trial_id"].isin(recipes.iloc[0]["trial_ids"]) & trials["checkpoint"].notna()]
+    best = top_trials(by_budget(trials)[0], top)
+    if top and len(won) and not set(won["trial_id"]) & set(best["trial_id"]):
+        best = top_trials(by_budget(trials)[0], top - 1)
+    if not top:
+        return best
+    return pd.concat([won, best]).drop_duplicates(["run", "trial_id"])
+
+
+def _num_tested(trials: pd.DataFrame) -> int:
+    return int(trials["test_accuracy"].notna().sum()) if "test_accuracy" in trials else 0
+
+
+def _num_test(trials: pd.DataFrame) -> int:
+    return int(trials["num_test_images"].max()) if _num_tested(trials) else 0
+
+
+def _machine(study: dict[str, Any]) -> str:
+    machine = study["machine"]
+    return ", ".join([f"{machine['processor']} with {machine['cores']} cores", *machine["gpus"]])
 
 
 def _load(load: Callable[[Sequence[Path]], pd.DataFrame], folders: Sequence[Path]) -> pd.DataFrame:
@@ -174,7 +214,6 @@ def _headline(
     explanations: Sequence[Explanation],
     trials: pd.DataFrame,
     num_val: int,
-    num_test: int,
     run: str,
 ) -> dict[str, str]:
     """Say in plain words what won, by how much and how sure that is."""
@@ -189,11 +228,15 @@ def _headline(
         of = "" if seeds == first["num_seeds_asked"] else f" of {first['num_seeds_asked']}"
         sure = f"Mean of {seeds}{of} {'fresh ' if first['confirmed'] else ''}seeds; the 95 % interval is over seeds."
     else:
-        on = f"{num_test:,} test and {num_val:,} validation images" if first["test_seeds"] else f"{num_val:,} images"
+        on = (
+            f"{_num_test(trials):,} test and {num_val:,} validation images"
+            if first["test_seeds"]
+            else f"{num_val:,} images"
+        )
         sure = (
             f"One seed. The 95 % interval covers which images were drawn ({on}), not the chance in training: "
             "another seed may rank close recipes differently. Confirm it before you rely on it: "
-            f"python -m study confirm {run}."
+            f"{shlex.join(['python', '-m', 'study', 'confirm', run])}."
         )
     by = "There is no other recipe to compare with."
     if len(recipes) > 1:
@@ -210,12 +253,14 @@ def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Expl
     """Say whether the best recipe's lead over the next one is more than chance."""
     if first["censored"] or second["censored"]:
         return "; no verdict, for not all of their trials were trained to the end"
+    if first["epochs"] != second["epochs"]:
+        return f"; no verdict, for they were trained for {first['epochs']} and {second['epochs']} epochs"
     by_id = {e.trial_id: e for e in explanations}
-    accuracy = trials.set_index("trial_id")["val_accuracy"]
     if first["num_seeds"] > 1 and second["num_seeds"] > 1:
-        groups = [accuracy[list(row["trial_ids"])].tolist() for row in (first, second)]
+        rows = trials.set_index("trial_id")
+        groups = (rows.loc[list(row["trial_ids"])].set_index("seed")["val_accuracy"] for row in (first, second))
         what, chance = "over seeds the difference is", "in training"
-        mean, low, high = difference_of_means(*groups)
+        mean, low, high, _ = paired_over_seeds(*groups)
     elif (a := by_id.get(first["trial_ids"][0])) and (b := by_id.get(second["trial_ids"][0])):
         what, chance = f"on the same {len(a.labels):,} test images the two networks differ by", "in the images"
         mean, low, high = paired_difference(a.correct, b.correct)
@@ -266,15 +311,15 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _best(trials: pd.DataFrame, recipes: pd.DataFrame, study: dict[str, Any]) -> dict[str, Any]:
-    """Return the winner's whole configuration and the command that trains it alone."""
-    row = trials.set_index("trial_id").loc[recipes.iloc[0]["trial_ids"][0]]
+def _best(row: pd.Series, study: dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's whole configuration and the command that trains it alone."""
     names = [*HYPERPARAMETERS, "seed"]
     values = {name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in names}
     settings = study["settings"]
     # Everything that decides the result, whatever the preset that it is laid over.
-    same = ("dataset", "train_size", "val_fraction", "max_epochs", "seed")
+    same = ("dataset", "train_size", "val_fraction", "seed")
     words = [f"{name}={'null' if settings[name] is None else settings[name]}" for name in same]
+    words.append(f"max_epochs={row['max_epochs']}")
     words += [f"fixed.{name}={value}" for name, value in values.items()]
     command = "python -m study run --name winner search=grid early_stopping=none 'space={}' num_trials=1 "
     command += " ".join(shlex.quote(word) for word in words)
@@ -304,27 +349,33 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.6g}"
 
 
-def _method(study: dict[str, Any], num_val: int, num_test: int, top: int) -> list[str]:
+def _method(studies: Sequence[dict[str, Any]], trials: pd.DataFrame) -> list[str]:
     """Say what was done with which images, and how it was judged."""
-    settings, data = study["settings"], study["data"]
+    settings, data = studies[0]["settings"], studies[0]["data"]
     split = "official training images" if settings["dataset"].startswith("cifar") else "training images"
     texts = [
-        f"{data['num_train_images']:,} images were trained on and {num_val:,} validated: a stratified, seeded share of "
-        f"{percent(settings['val_fraction'], 0)} of the {split} was held out. Every choice rests on validation alone."
+        f"{data['num_train_images']:,} images were trained on and {data['num_val_images']:,} validated: a stratified, "
+        f"seeded share of {percent(settings['val_fraction'], 0)} of the {split} was held out. Every choice rests on "
+        "validation alone."
     ]
-    if num_test:
+    if tested := _num_tested(trials):
         texts.append(
-            f"The {num_test:,} test images were read by this report only, for the {top} trials that were best in "
-            "validation; no choice rests on them."
+            f"The {_num_test(trials):,} test images were read for {tested} of {len(trials)} trials, by the report or "
+            "by python -m analysis explain; no choice rests on them."
         )
-    if settings.get("early_stopping") == "asha":
-        texts.append(
-            f"ASHA (Li et al., MLSys 2020) stopped the worst trials at rungs from epoch {settings['grace_period']} on; "
-            f"one in {settings['reduction_factor']:g} goes on. Stopped trials are marked, and compared with others "
-            "only at epochs that all of them reached."
-        )
-    else:
-        texts.append(f"Every trial was trained for up to {settings['max_epochs']} epochs; none was stopped early.")
+    for study in studies:
+        settings = study["settings"]
+        which = f"{study['name']}: " if len(studies) > 1 else ""
+        if settings.get("early_stopping") == "asha":
+            texts.append(
+                f"{which}ASHA (Li et al., MLSys 2020) stopped the worst trials at rungs from epoch "
+                f"{settings['grace_period']} on; one in {settings['reduction_factor']:g} goes on. Stopped trials are "
+                "marked. What each hyperparameter did, and how much it matters, is compared at the last epoch that all "
+                "of them reached."
+            )
+        else:
+            epochs = settings["max_epochs"]
+            texts.append(f"{which}Every trial was to be trained for {epochs} epochs; none was stopped early.")
     texts.append(
         "Intervals are of 95 %: Wilson's over images for one seed, Student's t over seeds where there are several, the "
         "paired bootstrap over images for maps."
@@ -353,12 +404,19 @@ def _write(output: Path, context: dict[str, Any], pictures: dict[str, Picture]) 
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
         for picture in pictures.values():
-            (output / "figures" / f"{picture.name}.png").write_bytes(picture.png)
+            _replace(output / "figures" / f"{picture.name}.png", picture.png)
         for kind, environment in environments.items():
             text = environment.get_template(f"template.{kind}").render(context)
-            (output / f"report.{kind}").write_text(text, encoding="utf-8")
+            _replace(output / f"report.{kind}", text.encode())
     except OSError as error:
         raise RunError(f"{output}: the report cannot be written ({error.strerror or error})") from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a link that stands there is replaced, not followed."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    draft.write_bytes(content)
+    os.replace(draft, file)
 
 
 def _markdown_text(value: object) -> object:
@@ -366,6 +424,6 @@ def _markdown_text(value: object) -> object:
     if isinstance(value, Markup | Undefined):
         return value
     text = html.escape(re.sub(r"\s+", " ", str(value)), quote=False)
-    for character in "\\`*_{}[]|#":
+    for character in "\\`*_{}[]|#~":
         text = text.replace(character, "\\" + character)
-    return text
+    return text.replace("://", "&#58;//").replace("@", "&#64;")  # which would become links

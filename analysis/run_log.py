@@ -236,6 +236,16 @@ def _read(file: Path) -> str:
         raise RunError(f"{source(file.parent)}/{file.name}: cannot be read ({error.strerror or error})") from error
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """See that what is written to a path lands in a folder: in a stranger's run, links may lead out of it.
+
+    Raises:
+        RunError: if it would not.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{path}: leads out of {folder}; remove that link, or give another --output")
+
+
 def read_json(file: Path) -> Any:
     """Return what a file of JSON holds; None if there is no such file, or it is not whole."""
     try:

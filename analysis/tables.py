@@ -1,9 +1,12 @@
 """Tables as text and files."""
 
+import json
+import math
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from trainables.errors import UserError
@@ -52,7 +55,8 @@ def interval(value: float, low: float, high: float) -> str:
 def write_table(table: pd.DataFrame, fmt: Format, output: Path | None) -> None:
     """Write a table to a file, or to standard output.
 
-    CSV and JSON keep missing values as empty and ``null``; JSON is a list of records.
+    CSV and JSON keep missing values as empty and ``null``, and numbers to their last digit; JSON is a list of records,
+    one a line, in which infinities are ``null`` too, for it has no word for them.
 
     Raises:
         UserError: if the file cannot be written, or Parquet should go to a terminal.
@@ -67,9 +71,21 @@ def write_table(table: pd.DataFrame, fmt: Format, output: Path | None) -> None:
     elif fmt == "csv":
         write_text(table.to_csv(index=False), output)
     elif fmt == "json":
-        write_text(table.to_json(orient="records", indent=1, double_precision=15) + "\n", output)
+        records = table.astype(object).to_dict("records")
+        lines = [json.dumps({name: _plain(value) for name, value in record.items()}) for record in records]
+        write_text("[\n" + ",\n".join(lines) + "\n]\n", output)
     else:
         write_text(as_text(table) + "\n", output)
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell of a table as JSON has it."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if pd.isna(value) or (isinstance(value, float) and math.isinf(value)):
+        return None
+    return value
 
 
 def write_text(text: str, output: Path | None) -> None:

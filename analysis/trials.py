@@ -76,10 +76,12 @@ def load_trials(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
         ``val_accuracy``, ``val_loss`` and ``train_accuracy`` are those of ``best_epoch``, the epoch of the highest
         validation accuracy (of equals the last, whose checkpoint is kept); accuracies are fractions in [0, 1].
         ``generalization_gap`` is train minus validation accuracy there, both of images as they are, in eval mode.
-        ``checkpoint`` is the path of that epoch's checkpoint. Text is ``str``, shares and seconds ``float64``, counts
-        that may be missing ``Int64``, ``status`` and ``phase`` categories; hyperparameters are ``str``, ``float64``,
-        ``Int64`` or ``boolean`` as :class:`trainables.TrialSettings` has them. ``phase`` is ``search``, or ``confirm`` for the fresh
+        ``checkpoint`` is the path of that epoch's checkpoint. ``phase`` is ``search``, or ``confirm`` for the fresh
         seeds of ``python -m study confirm``. What is not known is missing (NaN or <NA>).
+
+        Text is ``str``, shares and seconds ``float64``, counts that may be missing ``Int64``, ``status`` and ``phase``
+        categories; hyperparameters are ``str``, ``float64``, ``Int64`` or ``boolean``, as
+        :class:`trainables.TrialSettings` has them.
 
         Where trials were explained (by the report, or ``python -m analysis explain``), there follow ``test_accuracy``,
         ``num_test_images`` and the measures of their maps on test images, for example ``saliency_energy_on_object``, as

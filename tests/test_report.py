@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from analysis import RunError, load_trials, read_study, top_trials, write_report
+from analysis import RunError, compare_recipes, load_trials, read_study, top_trials, write_report
 from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
+from analysis.report import _chosen
 from analysis.tables import interval, percent
 from explain import explain
 from study import load_settings, run_study
@@ -251,6 +253,75 @@ def test_a_run_without_results_says_so(run: Path) -> None:
         write_report([run])
 
 
+def test_runs_of_different_length_get_no_verdict_and_the_winner_its_own_settings(tmp_path: Path) -> None:
+    data = folder_of(tmp_path / "data", ["a", "b"], 20)
+    short = trained_without_ray(tmp_path / "short", data)
+    longer = trained_without_ray(tmp_path / "longer", data, epochs=3, lr=0.01)
+    for run, accuracy in ((short, 0.25), (longer, 0.75)):
+        events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+        changed = [event | {"val_accuracy": accuracy} if event["event"] == "epoch" else event for event in events]
+        (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in changed))
+    html = write_report([short, longer], tmp_path / "both", top=0).read_text()
+    assert "no verdict, for they were trained for 3 and 1 epochs" in html
+    command = next(line for line in html.splitlines() if "--name winner" in line)
+    assert "max_epochs=3" in command
+    assert "fixed.lr=0.01" in command
+    assert f"study confirm {longer}" in html
+    assert "short: Every trial was to be trained for 1 epochs" in html
+    assert "longer: Every trial was to be trained for 3 epochs" in html
+
+
+def test_the_winner_is_explained_first_whoever_has_the_best_trials() -> None:
+    """Of adam one seed was stopped, so sgd, all of whose seeds were trained to the end, is the best recipe."""
+    rows = [("adam", 0, 0.9), ("adam", 1, 0.9), ("adam", 2, 0.1), ("sgd", 0, 0.8), ("sgd", 1, 0.8), ("sgd", 2, 0.8)]
+    trials = pd.DataFrame(
+        {"run": "r", "trial_id": f"{name}{seed}", "optimizer": name, "seed": seed, "val_accuracy": accuracy,
+         "status": "completed" if accuracy > 0.5 else "stopped", "phase": "search", "setup": "plain", "epochs": 3,
+         "max_epochs": 3, "train_accuracy": 0.9, "generalization_gap": 0.1, "train_seconds": 1.0, "checkpoint": "c"}
+        for name, seed, accuracy in rows
+    )  # fmt: skip
+    recipes = compare_recipes(trials, 100)
+    assert recipes["recipe"].to_list() == ["sgd", "adam"]
+    assert _chosen(trials, recipes, 2)["optimizer"].to_list() == ["sgd", "sgd", "sgd", "adam", "adam"]
+    assert set(_chosen(trials, recipes, 1)["optimizer"]) == {"sgd"}
+    assert _chosen(trials, recipes, 0).empty
+
+
+def test_a_report_says_how_many_trials_were_tested_whoever_did_it(run: Path) -> None:
+    explain_trials(run, top_trials(load_trials(run), 2), load_test_data(run), "cpu")
+    html = write_report([run], top=0).read_text()
+    assert "was measured for 2 of 4 trials" in html
+    assert "were read for 2 of 4 trials, by the report or by python -m analysis explain" in html
+
+
+def test_a_report_stays_inside_its_directory(run: Path, tmp_path: Path) -> None:
+    """Whoever made the run may have put links there."""
+    (tmp_path / "victim.html").write_text("mine")
+    (run / "report").mkdir(exist_ok=True)
+    (run / "report/report.html").unlink(missing_ok=True)
+    (run / "report/report.html").symlink_to(tmp_path / "victim.html")
+    assert "<h1>" in write_report([run], top=0).read_text()
+    assert (tmp_path / "victim.html").read_text() == "mine"
+    shutil.rmtree(run / "report/figures")
+    (tmp_path / "victims").mkdir()
+    (run / "report/figures").symlink_to(tmp_path / "victims")
+    with pytest.raises(RunError, match=r"report/figures: leads out of"):
+        write_report([run], top=0)
+    shutil.rmtree(run / "report")
+    (run / "report").symlink_to(tmp_path / "victims")
+    with pytest.raises(RunError, match=r"report/figures: leads out of"):
+        write_report([run], top=0)
+    assert not list((tmp_path / "victims").iterdir())
+
+
+def test_links_in_markdown_are_text(run: Path) -> None:
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    study["name"] = "~~x~~ https://evil.example @user"
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    markdown = write_report([run], top=0).with_suffix(".md").read_text()
+    assert markdown.startswith("# \\~\\~x\\~\\~ https&#58;//evil.example &#64;user: which")
+
+
 def test_a_run_in_progress_is_reported_as_it_stands(run: Path) -> None:
     trials = load_trials(run)
     last = trials[trials["status"] == "stopped"]["trial_id"].iloc[-1]
@@ -281,12 +352,11 @@ def test_figures_are_of_good_size(run: Path) -> None:
             assert np.asarray(figure.convert("L")).std() > 5  # not blank
 
 
-def trained_without_ray(run: Path, data_dir: Path, num_trials: int = 1) -> Path:
-    """A run of one-epoch trials, written by hand: for data sets that a study would take long over."""
+def trained_without_ray(run: Path, data_dir: Path, epochs: int = 1, lr: float = 0.1) -> Path:
+    """A run of one trial, written by hand: for data sets that a study would take long over."""
     train_data, val_data = split_validation(load_data("folder", "train", data_dir), 0.34, seed=0)
-    settings = load_settings(
-        "demo", ("dataset=folder", f"data_dir={data_dir}", "train_size=null", "max_epochs=1", "grace_period=1")
-    )
+    words = ("dataset=folder", f"data_dir={data_dir}", "train_size=null", f"max_epochs={epochs}")
+    settings = load_settings("demo", (*words, "grace_period=1", "early_stopping=none"))
     data = {"dataset": "folder", "fingerprint": load_data("folder", "train", data_dir).fingerprint()}
     data |= {"num_train_images": len(train_data), "num_val_images": len(val_data)}
     data |= {
@@ -299,18 +369,16 @@ def trained_without_ray(run: Path, data_dir: Path, num_trials: int = 1) -> Path:
     study = {"name": run.name, "created": "now", "command": "by hand", "versions": {}, "machine": machine, "data": data}
     run.mkdir()
     (run / "study.yaml").write_text(yaml.safe_dump({**study, "settings": settings.model_dump(mode="json")}))
-    trials, events = [], [{"time": 0.0, "event": "attempt_started", "attempt": 1}]
-    for seed in range(num_trials):
-        trial = TrialSettings(width=4, max_epochs=1, batch_size=64, seed=seed)
-        trial_id, values = f"t{seed}", trial.model_dump(mode="json")
-        trials.append({"trial_id": trial_id, "settings": values})
-        ((metrics, state),) = train(trial, train_data, val_data)
-        folder = f"tune/attempt-1/{trial_id}/checkpoint_000000"
+    trial = TrialSettings(width=4, max_epochs=epochs, batch_size=64, lr=lr)
+    values = trial.model_dump(mode="json")
+    events: list[dict[str, Any]] = [{"time": 0.0, "event": "attempt_started", "attempt": 1}]
+    events.append({"time": 1.0, "event": "trial_started", "attempt": 1, "trial_id": "t0", "settings": values})
+    for metrics, state in train(trial, train_data, val_data):
+        folder = f"tune/attempt-1/t0/checkpoint_{metrics.epoch - 1:06}"
         save_checkpoint(run / folder, state)
         epoch = {**dataclasses.asdict(metrics), "objective": metrics.val_accuracy, "checkpoint": folder}
-        events.append({"time": 1.0, "event": "trial_started", "attempt": 1, "trial_id": trial_id, "settings": values})
-        events.append({"time": 2.0, "event": "epoch", "trial_id": trial_id, "device": "cpu", "host": "h", **epoch})
-    (run / "manifest.json").write_text(json.dumps({"trials": trials}))
+        events.append({"time": 2.0, "event": "epoch", "trial_id": "t0", "device": "cpu", "host": "h", **epoch})
+    (run / "manifest.json").write_text(json.dumps({"trials": [{"trial_id": "t0", "settings": values}]}))
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return run
 
@@ -330,8 +398,7 @@ def test_a_run_of_one_trial_has_a_report(tmp_path: Path) -> None:
     html = report.read_text()
     assert '<p class="won">the one recipe</p>' in html
     assert "There is no other recipe to compare with." in html
-    assert "1 trials" not in html
-    assert "1 trial (" in html
+    assert "<dd>1 trial (" in html
     assert {file.stem for file in (report.parent / "figures").iterdir()} == {
         "accuracy", "curves", "timeline", "panel", "confusion", "calibration",
     }  # fmt: skip
