@@ -73,7 +73,7 @@ def _searched(table: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame]) -> Ca
 
 
 def _tested(table: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Any], pd.DataFrame]:
-    """Return a function of runs that gives a table of what their explained trials' networks predict of the same data."""
+    """Return a function of runs over the same data that gives a table of what explained trials' networks predict."""
 
     def of_runs(runs: Any) -> pd.DataFrame:
         check_comparable(_folders(runs))

@@ -180,8 +180,8 @@ def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
 def asha_savings(trials: pd.DataFrame) -> pd.DataFrame:
     """Return how many trials of the search were trained for how long, and how many would have been without ASHA.
 
-    What it saved are the epochs that stopped trials had left; those that other trials did not run (they diverged, failed
-    or have yet to run) are not its merit. Trials of fewer epochs for equal compute are left out.
+    What it saved are the epochs that stopped trials had left; those that other trials did not run (they diverged,
+    failed or have yet to run) are not its merit. Trials of fewer epochs for equal compute are left out.
 
     Returns:
         One row for each number of epochs at which a trial ended or would have: ``epoch``, ``trials_trained`` (at least

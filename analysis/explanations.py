@@ -12,8 +12,6 @@ import json
 import os
 import secrets
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +128,7 @@ def explain_trials(
     """
     abouts = [_about(run, trial, data) for _, trial in trials.iterrows()]
     folders = [run / "explanations" / str(trial_id) for trial_id in trials["trial_id"]]
-    found = [_read(folder, about) for folder, about in zip(folders, abouts, strict=True)]
+    found = [_read(folder, about, data) for folder, about in zip(folders, abouts, strict=True)]
     missing = [i for i, stored in enumerate(found) if stored is None]
     jobs = (load_model(fetch_checkpoint(run / abouts[i]["checkpoint"]), "cpu") for i in missing)
     if address and missing:
@@ -146,10 +144,7 @@ def explain_trials(
         tell(f"explained {folders[i].name}, {count} of {len(missing)}")
     explanations = []
     for folder, (arrays, measures) in zip(folders, filter(None, found), strict=True):
-        floats = {name: arrays[name].astype(np.float32) for name in ("logits", "saliency", "cam")}
-        explanations.append(
-            Explanation(folder.name, labels=data.labels, indices=arrays["indices"], measures=measures, **floats)
-        )
+        explanations.append(Explanation(folder.name, measures=measures, **arrays))
     return explanations
 
 
@@ -168,15 +163,35 @@ def _about(run: Path, trial: pd.Series, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path, about: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], pd.DataFrame] | None:
+def _read(folder: Path, about: dict[str, Any], data: ImageData) -> tuple[dict[str, NDArray[Any]], pd.DataFrame] | None:
     try:
         if json.loads((folder / "about.json").read_text()) != about:
             return None
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in ("logits", "labels", "indices", "saliency", "cam")}
+        if not _is_of(found, data):
+            return None
         return found, pd.read_parquet(folder / "measures.parquet", columns=list(DTYPES)).astype(DTYPES)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # broken files break their readers in many ways
         return None  # absent, half written or of another format: it is computed again
+
+
+def _is_of(arrays: dict[str, NDArray[Any]], data: ImageData) -> bool:
+    """Return whether arrays are what :func:`compute_explanation` gives of these test images."""
+    indices = _with_maps(len(data))
+    maps = [arrays["saliency"], arrays["cam"]]
+    return (
+        np.array_equal(arrays["labels"], data.labels)
+        and np.array_equal(arrays["indices"], indices)
+        and arrays["logits"].shape == (len(data), len(data.class_names))
+        and all(array.ndim == 3 and len(array) == len(indices) and array.size for array in maps)
+        and all(array.dtype == np.float32 and np.isfinite(array).all() for array in (arrays["logits"], *maps))
+    )
+
+
+def _with_maps(num_images: int) -> NDArray[np.int64]:
+    """Return which test images have maps."""
+    return np.sort(np.random.default_rng(0).permutation(num_images)[:NUM_MAPS])
 
 
 def load_measures(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
@@ -218,8 +233,11 @@ def read_explained(run: Path, name: str, read: Callable[[Path, str], pd.DataFram
     for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
         file = run / "explanations" / trial_id / name
         try:
-            table = read(file, trial_id)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+            with np.errstate(invalid="ignore", over="ignore"):
+                table = read(file, trial_id)
+            if "confidence" in table and table["confidence"].isna().any():  # what softmax makes of NaN and infinity
+                raise ValueError("its logits are not numbers")
+        except Exception as error:  # broken files break their readers in many ways
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             text = f"{file}: cannot be read ({reason}); its trial is left out until it is explained again"
             warnings.warn(text, UnreadableExplanation, stacklevel=4)
@@ -286,7 +304,7 @@ def compute_explanation(
     with torch.no_grad(), autocast(where, settings.precision):
         logits = torch.cat([model(to_input(batch, resolution)).float() for batch in images.split(BATCH)])
     # Maps in fp32: gradients of a bf16 network are visibly quantized.
-    indices = np.sort(np.random.default_rng(0).permutation(len(data))[:NUM_MAPS])
+    indices = _with_maps(len(data))
     chosen = torch.from_numpy(indices).to(where)
     # The class explained is the one predicted above, also where fp32 would narrowly predict another.
     batches = (to_input(batch, resolution) for batch in images[chosen].split(BATCH))

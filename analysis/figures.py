@@ -20,8 +20,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "d")
 LINES = ("-", "--", "-.", ":")
 DPI = 150
 # Its lightness rises evenly, so it reads in grey; dark is high, as white is the page.
-COLORMAP = "cividis_r"
+COLORMAP = "Blues"
 MAX_PANELS = 12
+MAX_ROWS = 30  # recipes, one a row: more would not fit on a page
 CROSSED = {"stopped": "stopped early", "diverged": "diverged"}  # curves that end in a cross
 
 
@@ -35,6 +36,28 @@ def style(index: int) -> dict[str, Any]:
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": LINES[index % len(LINES)],
     }
+
+
+def looks_of(best: pd.Series) -> dict[str, dict[str, Any]]:
+    """Return the mark of each recipe, best first: twelve can be told apart, all others are grey.
+
+    Args:
+        best: what counts of each recipe, indexed by its name; there may be several of one.
+    """
+    names = best.groupby(level=0).max().sort_values(ascending=False, kind="stable").index
+    grey = {"color": "#999999", "marker": ".", "linestyle": "none"}
+    return {name: style(i) | {"linestyle": "none"} if i < MAX_PANELS else grey for i, name in enumerate(names)}
+
+
+def name_marks(axis: Axes, looks: dict[str, dict[str, Any]], censored: bool) -> None:
+    """Write a legend of recipes' marks beside an axis; where some are hollow, of that too."""
+    for name, look in list(looks.items())[:MAX_PANELS]:
+        axis.plot([], [], label=shorten(name), **look)
+    if len(looks) > MAX_PANELS:
+        axis.plot([], [], label=f"{len(looks) - MAX_PANELS} more recipes", **list(looks.values())[-1])
+    if censored:
+        axis.plot([], [], "o", color="#555555", markerfacecolor="white", label="not completed")
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def in_percent() -> FuncFormatter:
@@ -72,12 +95,14 @@ def tidy(axis: Axes) -> None:
 
 
 def accuracy_figure(recipes: pd.DataFrame) -> Figure:
-    """Draw validation and, where measured, test accuracy of each recipe with 95 % intervals.
+    """Draw validation and, where measured, test accuracy of each recipe (the best 30) with 95 % intervals.
 
     Args:
-        recipes: as :func:`analysis.compare.compare_recipes` gives them, with ``test_accuracy``, ``test_low`` and
-            ``test_high`` (NaN where not measured).
+        recipes: as :func:`analysis.compare.compare_recipes` gives them, best first, with ``test_accuracy``,
+            ``test_low`` and ``test_high`` (NaN where not measured).
     """
+    number = len(recipes)
+    recipes = recipes.head(MAX_ROWS)
     figure = Figure(figsize=(8, 1.4 + 0.42 * len(recipes)), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     rows = np.arange(len(recipes))
@@ -95,10 +120,14 @@ def accuracy_figure(recipes: pd.DataFrame) -> Figure:
     axis.set_yticks(rows, names, parse_math=False)
     axis.set_ylim(len(recipes) - 0.5, -0.5)
     axis.xaxis.set_major_formatter(in_percent())
-    axis.set_xlabel("accuracy of the recipe's best configuration, with 95 % interval")
+    axis.set_xlabel("accuracy of the recipe's best configuration, with 95 % interval" + _best_of(len(recipes), number))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tidy(axis)
     return figure
+
+
+def _best_of(shown: int, number: int) -> str:
+    return f" (best {shown} of {number} recipes)" if shown < number else ""
 
 
 def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
@@ -107,6 +136,7 @@ def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     Colour, mark and line tell the amounts apart that vary within a recipe, such as learning rates, of up to twelve. A
     cross marks where a trial was stopped early, or diverged; a dotted line an epoch at which trials were stopped.
     """
+    trials = trials[trials["seed"].notna()]  # a search that chooses as it goes has trials without settings yet
     columns, amounts = recipe_columns(trials), amount_columns(trials)
     named = trials.assign(
         _recipe=[recipe_name(row, columns) for _, row in trials.iterrows()],
@@ -157,27 +187,29 @@ def curves_figure(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
 
 
 def lr_figure(trials: pd.DataFrame) -> Figure:
-    """Draw validation accuracy over the learning rate, one panel an optimizer, one line for what else varies.
+    """Draw validation accuracy over learning rates that were drawn from a range, one panel an optimizer.
 
-    Hollow marks are trials that were stopped early: their accuracy is that of an unfinished training.
+    What else varies has marks of its own: the best twelve have names, any others are grey. Hollow marks are of trials
+    that were not completed: their accuracy is that of an unfinished training. No line joins the marks, for between two
+    rates that were drawn other things may differ, too.
     """
     points = accuracy_over(trials, "lr")
     panels = sorted(points["optimizer"].unique()) if "optimizer" in points else [None]
     others = [c for c in recipe_columns(trials) if c not in ("lr", "optimizer")]
     names = points.apply(lambda row: recipe_name(row, others), axis=1)
-    styles = {name: style(i) for i, name in enumerate(sorted(names.unique()))}
-    figure = Figure(figsize=(8, max(3.6, 1.0 + 0.18 * len(styles))), dpi=DPI, layout="constrained")
+    looks = looks_of(points.set_index(names)["val_accuracy"])
+    figure = Figure(figsize=(8, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    rates = sorted(points["lr"].unique())
     for axis, panel in zip(axes, panels, strict=True):
         inside = points["optimizer"] == panel if panel is not None else pd.Series(True, index=points.index)
-        for name, look in styles.items():
-            line = points[inside & (names == name)].sort_values("lr")
-            axis.plot(line["lr"], line["val_accuracy"], linewidth=1.3, color=look["color"], linestyle=look["linestyle"])
+        for name, look in looks.items():
             for censored, face in ((False, look["color"]), (True, "white")):
-                part = line[line["censored"] == censored]
-                axis.plot(part["lr"], part["val_accuracy"], look["marker"], color=look["color"], markerfacecolor=face)
+                part = points[inside & (names == name) & (points["censored"] == censored)]
+                # What diverged lies on the axis: it is not cut off there.
+                free = {"clip_on": False, "in_layout": False}
+                axis.plot(part["lr"], part["val_accuracy"], markerfacecolor=face, **free, **look)
         axis.set_xscale("log")
-        rates = sorted(points["lr"].unique())
         if len(rates) <= 6:
             label_ticks(axis, rates, [f"{rate:.3g}" for rate in rates], 5.2 / len(panels))
             axis.xaxis.set_minor_locator(NullLocator())
@@ -188,21 +220,21 @@ def lr_figure(trials: pd.DataFrame) -> Figure:
         tidy(axis)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("validation accuracy")
-    for name, look in styles.items():
-        axes[-1].plot([], [], label=shorten(name), **look)
-    if points["censored"].any():
-        axes[-1].plot([], [], "o", color="#555555", markerfacecolor="white", label="not completed")
-    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    name_marks(axes[-1], looks, bool(points["censored"].any()))
     return figure
 
 
 def savings_figure(savings: pd.DataFrame) -> Figure:
-    """Draw how many trials were trained for how many epochs, against all of them to the end."""
+    """Draw how many trials were trained for how many epochs, against how many would have been without ASHA.
+
+    Args:
+        savings: as :func:`analysis.asha_savings` gives them, with a row at least.
+    """
     figure = Figure(figsize=(8, 2.8), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     marks, trained = savings["epoch"].to_numpy(), savings["trials_trained"].to_numpy()
     edges = np.concatenate([[0], marks])
-    axis.stairs([trained[0]] * len(trained), edges, fill=True, color="#e3e3e3", label="epochs saved")
+    axis.stairs(savings["trials_without_stopping"], edges, fill=True, color="#e3e3e3", label="epochs saved")
     axis.stairs(trained, edges, fill=True, color=PALETTE[0], label="epochs run")
     axis.set_xlabel("epoch")
     axis.set_ylabel("trials in training")
@@ -215,11 +247,15 @@ def savings_figure(savings: pd.DataFrame) -> Figure:
 
 
 def heat_map_figure(trials: pd.DataFrame) -> Figure:
-    """Draw validation accuracy of each recipe (rows) at each learning rate (columns); hatched where not completed."""
+    """Draw validation accuracy of each recipe (rows, the best 30) at each learning rate (columns).
+
+    Hatched where no trial was completed.
+    """
     points = accuracy_over(trials, "lr")
     rates = sorted(points["lr"].unique())
     table = points.pivot_table(index="recipe", columns="lr", values="val_accuracy")
-    table = table.loc[table.max(axis=1).sort_values(ascending=False).index, rates]
+    number = len(table)
+    table = table.loc[table.max(axis=1).sort_values(ascending=False).index, rates].head(MAX_ROWS)
     censored = points.set_index(["recipe", "lr"])["censored"]
     width, height = min(8, 3.6 + 0.9 * len(rates)), max(2.6, 1.3 + 0.36 * len(table))
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -244,6 +280,6 @@ def heat_map_figure(trials: pd.DataFrame) -> Figure:
                 axis.add_patch(box)
     label_ticks(axis, range(len(rates)), [f"{rate:.3g}" for rate in rates], width - 3.6)
     axis.set_yticks(range(len(table)), [shorten(name) for name in table.index], fontsize=8, parse_math=False)
-    axis.set_xlabel("learning rate")
+    axis.set_xlabel("learning rate" + _best_of(len(table), number))
     figure.colorbar(image, ax=axis, format=in_percent(), label="validation accuracy")
     return figure

@@ -3,25 +3,27 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
 
 from analysis.run_log import RunError
 from analysis.trials import varied
 
+# Optuna is imported where it is used: nobody else who imports this package should wait for it.
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
 # A number with more values than this was drawn from a range, or may as well have been.
 MAX_CHOICES = 12
-STATES = {
-    "pending": TrialState.WAITING,
-    "running": TrialState.RUNNING,
-    "completed": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "diverged": TrialState.FAIL,
-    "failed": TrialState.FAIL,
+STATES = {  # names of Optuna's
+    "pending": "WAITING",
+    "running": "RUNNING",
+    "completed": "COMPLETE",
+    "stopped": "PRUNED",
+    "diverged": "FAIL",
+    "failed": "FAIL",
 }
 ATTRIBUTES = ("trial_id", "status", "phase", "stop_reason", "error", "train_seconds", "test_accuracy")
 
@@ -29,9 +31,9 @@ ATTRIBUTES = ("trial_id", "status", "phase", "stop_reason", "error", "train_seco
 def to_optuna(
     trials: pd.DataFrame,
     epochs: pd.DataFrame | None = None,
-    storage: optuna.storages.BaseStorage | None = None,
+    storage: "optuna.storages.BaseStorage | None" = None,
     name: str | None = None,
-) -> optuna.Study:
+) -> "optuna.Study":
     """Return the trials as a study of Optuna's that maximizes validation accuracy.
 
     Args:
@@ -40,6 +42,9 @@ def to_optuna(
         storage: where Optuna keeps the study; in memory by default.
         name: of the study.
     """
+    import optuna
+    from optuna.trial import TrialState
+
     names = list(varied(trials))
     spaces = {name: _distribution(trials[name].dropna()) for name in names}
     curves: dict[Any, dict[int, float]] = {}
@@ -52,7 +57,7 @@ def to_optuna(
         keys = ["trial_id"]
     frozen = []
     for row in trials.to_dict("records"):
-        state, value = STATES[str(row["status"])], row["val_accuracy"]
+        state, value = TrialState[STATES[str(row["status"])]], row["val_accuracy"]
         if state == TrialState.COMPLETE and pd.isna(value):  # its log lost the epochs
             state = TrialState.FAIL
         known = {name: row[name] for name in names if not pd.isna(row[name])}
@@ -72,7 +77,9 @@ def to_optuna(
     return study
 
 
-def _distribution(values: pd.Series) -> BaseDistribution:
+def _distribution(values: pd.Series) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if not numeric or values.nunique() <= MAX_CHOICES:
         return CategoricalDistribution(sorted(values.unique().tolist()))
@@ -86,6 +93,8 @@ def _distribution(values: pd.Series) -> BaseDistribution:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Optuna tells of every study that it creates."""
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -105,7 +114,11 @@ def export_optuna(trials: pd.DataFrame, epochs: pd.DataFrame, file: Path, name: 
 
     try:
         file.touch(exist_ok=False)
-        to_optuna(trials, epochs, JournalStorage(JournalFileBackend(str(file))), name)
+        try:
+            to_optuna(trials, epochs, JournalStorage(JournalFileBackend(str(file))), name)
+        except BaseException:
+            file.unlink()  # half a journal would be taken for one that exists already
+            raise
     except FileExistsError as error:
         raise RunError(
             f"{file}: exists already, and a journal is only added to; give another name or remove it"

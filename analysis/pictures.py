@@ -88,17 +88,18 @@ def make_pictures(
             f"Accuracies of {len(recipes)} recipes; the best is {best['recipe']} with {percent(best['val_accuracy'])}.",
             figures.accuracy_figure(recipes),
         )
-        if "lr" in varied(seen):
-            points = accuracy_over(seen, "lr")
+        ended = searched[searched["val_accuracy"].notna() | (searched["status"] == "diverged")]
+        if "lr" in varied(ended):
+            points = accuracy_over(ended, "lr")
             top = points.sort_values("val_accuracy").iloc[-1]
             album.put(
                 "learning_rate",
                 "Accuracy over the learning rate",
-                "Best validation accuracy at each learning rate, mean over seeds. Hatched or hollow: trials that were "
-                "stopped early, whose accuracy is that of an unfinished training.",
+                "Best validation accuracy at each learning rate, mean over seeds. Hatched or hollow: none was "
+                "completed, and the accuracy is that of an unfinished training. Diverged trials count as 0.",
                 "Validation accuracy of each recipe at each learning rate; the highest is "
                 f"{percent(top['val_accuracy'])} at {top['lr']:g}.",
-                (figures.lr_figure if drawn(seen["lr"]) else figures.heat_map_figure)(seen),
+                (figures.lr_figure if drawn(ended["lr"]) else figures.heat_map_figure)(ended),
             )
         effects = isolation(trials, epochs)
         paired = effects[effects["num_blocks"] > 0]
@@ -247,5 +248,5 @@ def make_image_pictures(
 
 def _panel_note(trial: pd.Series, columns: Sequence[str], explanation: Explanation) -> str:
     rate = "" if "lr" in columns else f"lr {trial['lr']:.3g}, "
-    stopped = "" if trial["status"] == "completed" else ", stopped early"
+    stopped = "" if trial["status"] == "completed" else ", not completed"
     return f"{rate}epoch {trial['best_epoch']}{stopped}, test {percent(explanation.accuracy)}"

@@ -8,7 +8,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from analysis.compare import varied_hyperparameters
-from analysis.figures import COLORMAP, DPI, MAX_PANELS, PALETTE, in_percent, label_ticks, of_trial, shorten, style, tidy
+from analysis.figures import (
+    COLORMAP,
+    DPI,
+    PALETTE,
+    in_percent,
+    label_ticks,
+    looks_of,
+    name_marks,
+    of_trial,
+    shorten,
+    tidy,
+)
 
 MAX_AXES = 8
 
@@ -114,7 +125,7 @@ def _axis_of(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
 
 
 def pareto_figure(points: pd.DataFrame) -> Figure:
-    """Draw what each configuration reached over the minutes it took; hollow if stopped early.
+    """Draw what each configuration reached over the minutes it took; hollow if not completed.
 
     The best twelve recipes have names, any others are grey.
 
@@ -127,27 +138,17 @@ def pareto_figure(points: pd.DataFrame) -> Figure:
     axis.step(
         front["train_seconds"] / 60, front["val_accuracy"], where="post", color="#000000", linewidth=1, label="front"
     )
-    best = points.groupby("recipe")["val_accuracy"].max().sort_values(ascending=False)
-    for i, name in enumerate(best.index):
-        look = style(i) if i < MAX_PANELS else {"color": "#999999", "marker": "."}
+    looks = looks_of(points.set_index("recipe")["val_accuracy"])
+    for name, look in looks.items():
         for censored, face in ((False, look["color"]), (True, "white")):
             part = points[(points["recipe"] == name) & (points["censored"] == censored)]
-            axis.plot(
-                part["train_seconds"] / 60, part["val_accuracy"], look["marker"], color=look["color"],
-                markerfacecolor=face, markersize=6,
-            )  # fmt: skip
-        if i < MAX_PANELS:
-            axis.plot([], [], look["marker"], color=look["color"], label=shorten(name))
-        elif i == MAX_PANELS:
-            axis.plot([], [], look["marker"], color=look["color"], label=f"{len(best) - MAX_PANELS} more recipes")
-    if points["censored"].any():
-        axis.plot([], [], "o", color="#555555", markerfacecolor="white", label="stopped early")
+            axis.plot(part["train_seconds"] / 60, part["val_accuracy"], markerfacecolor=face, markersize=6, **look)
     axis.set_xlabel("training time, minutes a trial")
     axis.set_ylabel("validation accuracy")
     axis.set_ylim(0, 1.06 * max(1e-3, points["val_accuracy"].max()))
     axis.set_xlim(0, 1.06 * max(1e-3, points["train_seconds"].max() / 60))
     axis.yaxis.set_major_formatter(in_percent())
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    name_marks(axis, looks, bool(points["censored"].any()))
     tidy(axis)
     return figure
 

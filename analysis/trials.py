@@ -2,6 +2,7 @@
 
 import math
 import re
+import reprlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,11 +12,21 @@ import numpy as np
 import pandas as pd
 
 from analysis.remote import RunPath, local_run, source
-from analysis.run_log import EPOCH_METRICS, LoggedTrial, RunError, is_running, read_json, read_log, read_study
+from analysis.run_log import (
+    EPOCH_METRICS,
+    LoggedTrial,
+    RunError,
+    is_number,
+    is_running,
+    read_json,
+    read_log,
+    read_study,
+)
 from trainables.settings import TrialSettings
 
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]
 _DTYPES: dict[Any, str] = {int: "Int64", bool: "boolean", float: "float64"}
+_KINDS = {name: field.annotation for name, field in TrialSettings.model_fields.items()}
 ENDED = ["completed", "stopped", "diverged", "failed"]
 STATUSES = ["pending", "running", *ENDED]
 PHASES = ["search", "confirm"]
@@ -77,7 +88,8 @@ def load_trials(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
         validation accuracy (of equals the last, whose checkpoint is kept); accuracies are fractions in [0, 1].
         ``generalization_gap`` is train minus validation accuracy there, both of images as they are, in eval mode.
         ``checkpoint`` is the path of that epoch's checkpoint. ``phase`` is ``search``, or ``confirm`` for the fresh
-        seeds of ``python -m study confirm``. What is not known is missing (NaN or <NA>).
+        seeds of ``python -m study confirm``. What is not known is missing (NaN or <NA>); where a setting is not what
+        it must be, ``error`` says so.
 
         Text is ``str``, shares and seconds ``float64``, counts that may be missing ``Int64``, ``status`` and ``phase``
         categories; hyperparameters are ``str``, ``float64``, ``Int64`` or ``boolean``, as
@@ -171,7 +183,7 @@ def _timeline_table(run: Path) -> pd.DataFrame:
         slot = next((i for i, left in enumerate(slots) if left <= span.start), len(slots))
         slots[slot : slot + 1] = [span.end if span.outcome else math.inf]
         times = {"start_seconds": span.start - first, "end_seconds": span.end - first}
-        known = {"host": span.host or None, "outcome": span.outcome or None}
+        known = {"host": _text(span.host), "outcome": span.outcome or None}
         rows.append({"trial_id": trial_id, "attempt": span.attempt, "slot": slot, **known, **times})
     return pd.DataFrame(rows, columns=list(TIMELINE_COLUMNS)).astype(TIMELINE_COLUMNS)
 
@@ -192,15 +204,17 @@ def _trial_table(run: Path) -> pd.DataFrame:
     nothing = {"status": "pending", "phase": "search", "epochs": 0}
     rows += [{"trial_id": f"pending-{i + 1}", **nothing} for i in range(found, asked)]
     frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS])
-    fields = TrialSettings.model_fields
-    kinds = TRIAL_COLUMNS | {name: _DTYPES.get(fields[name].annotation, "str") for name in HYPERPARAMETERS}
+    kinds = TRIAL_COLUMNS | {name: _DTYPES.get(_KINDS[name], "str") for name in HYPERPARAMETERS}
     measured = pd.DataFrame([_measured(run, row["trial_id"], row.get("checkpoint")) for row in rows])
     return pd.concat([frame.astype(kinds), measured.astype("float64")], axis=1)
 
 
 def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, float]:
     """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best, or outdated."""
-    summary = read_json(run / "explanations" / trial_id / "summary.json")
+    try:
+        summary = read_json(run / "explanations" / trial_id / "summary.json")
+    except RunError:
+        return {}
     of = summary.get("checkpoint") if isinstance(summary, dict) else None
     if not isinstance(of, str) or checkpoint is None or run / of != Path(checkpoint):
         return {}
@@ -208,18 +222,35 @@ def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, flo
         return {}
     columns = {}
     for name, value in summary.items():
-        if name in ("test_accuracy", "num_test_images") and isinstance(value, float | int):
-            columns[name] = value
+        if name in ("test_accuracy", "num_test_images"):
+            if is_number(value) and value >= 0 and (value <= 1 or name == "num_test_images"):
+                columns[name] = value
         elif MEASURE_OF_MAPS.fullmatch(name) and isinstance(value, dict):
             parts = {"": value.get("mean"), "_low": value.get("low"), "_high": value.get("high")}
-            columns |= {f"{name}{end}": part for end, part in parts.items() if isinstance(part, float)}
+            columns |= {f"{name}{end}": part for end, part in parts.items() if is_number(part)}
     return columns
+
+
+def _text(value: Any) -> str | None:
+    """Return text as a column can hold it; JSON has characters (half of a pair) that are none. None of what is none."""
+    return value.encode(errors="replace").decode() or None if isinstance(value, str) else None
+
+
+def _is_setting(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return is_number(value)
+    if kind is int:
+        return type(value) is int and is_number(value)
+    return type(value) is bool if kind is bool else type(value) is str and value.isascii()
 
 
 def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, Any]:
     rows = [trial.rows[epoch] for epoch in sorted(trial.rows)]
     scored = [row for row in rows if row["val_accuracy"] == row["val_accuracy"]]
-    max_epochs = trial.settings.get("max_epochs")
+    # Only what are settings: under other names, a stranger's manifest would forge what is known of its trials.
+    settings = {name: trial.settings[name] for name in _KINDS if name in trial.settings}
+    wrong = {name: value for name, value in settings.items() if not _is_setting(value, _KINDS[name])}
+    max_epochs = None if "max_epochs" in wrong else settings.get("max_epochs")
     # What its epochs say comes first: an error after the last of them takes nothing from the trial.
     if rows and rows[-1].get("diverged"):
         status = "diverged"
@@ -231,13 +262,17 @@ def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, An
         status = trial.ended
     else:
         status = "running" if live_attempt and trial.started == live_attempt else "pending"
+    errors = [] if status in ENDED and status != "failed" else [_text(trial.error)]
+    if wrong:
+        told = ", ".join(f"{name} is {reprlib.repr(value)}" for name, value in wrong.items())
+        errors.append(f"its settings cannot be read: {told}")
     row: dict[str, Any] = {
-        **trial.settings,
+        **{name: value for name, value in settings.items() if name not in wrong},
         "trial_id": trial.trial_id,
         "status": status,
         "stop_reason": trial.stop_reason or None,
         "phase": trial.phase,
-        "error": None if status in ENDED and status != "failed" else trial.error or None,
+        "error": "; ".join(filter(None, errors)) or None,
         "epochs": len(rows),
     }
     if status == "diverged":
@@ -246,7 +281,7 @@ def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, An
     if rows:
         row["train_seconds"] = sum(r["epoch_seconds"] for r in rows)
         row["images_per_second"] = statistics.median(r["images_per_second"] for r in rows)
-        row["device"] = rows[-1].get("device")
+        row["device"] = _text(rows[-1].get("device"))
     if scored:
         best = max(scored, key=lambda r: (r["val_accuracy"], r["epoch"]))
         row["best_epoch"] = best["epoch"]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,9 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
-from analysis import compare_recipes, decide, load_measures, load_trials
+from analysis import compare_recipes, decide, load_epochs, load_measures, load_trials
 from analysis.__main__ import TABLES
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +252,21 @@ def test_every_table_is_a_command(
     expected = TABLES[name][0](Path("runs/small"))
     got = pd.read_parquet(f"{name}.parquet")
     pd.testing.assert_frame_equal(got, expected, check_dtype=name not in ("recipes",))
+
+
+def test_tensorboard_finds_the_curves_in_the_run_directory(workplace: Path) -> None:
+    """Read as the format is defined: of each record its length, a checksum, an event, and another checksum."""
+    run = workplace / "runs/small"
+    epochs = load_epochs(run)
+    for trial_id, curve in epochs.groupby("trial_id"):
+        (file,) = (run / "tune/attempt-1" / trial_id).glob("events.out.tfevents.*")
+        content, place, found = file.read_bytes(), 0, []
+        while place < len(content):
+            (length,) = struct.unpack("<Q", content[place : place + 8])
+            event = Event.FromString(content[place + 12 : place + 12 + length])
+            found += [value.simple_value for value in event.summary.value if value.tag == "ray/tune/val_accuracy"]
+            place += 12 + length + 4
+        assert found == pytest.approx(curve["val_accuracy"].to_list(), rel=1e-6)
 
 
 def test_claims_in_the_terminal_are_sentences(

@@ -97,6 +97,20 @@ def test_what_came_to_nothing_is_left_out_but_what_diverged_has_accuracy_0():
     assert trials["val_accuracy"].to_list()[3] == 0.8  # the table given is as it was
 
 
+def test_runs_of_different_length_are_compared_after_the_last_epoch_that_both_reached():
+    """Else a run that was trained for longer would give its learning rate an effect."""
+    short, long = {"max_epochs": 2, "epochs": 2}, {"max_epochs": 6, "epochs": 6}
+    trials = table({"lr": 0.01, "val_accuracy": 0.4} | short, {"lr": 0.1, "val_accuracy": 0.9} | long)
+    trials = trials.assign(run=["a", "b"])
+    epochs = curves([0.3, 0.4], [0.3, 0.4, 0.5, 0.6, 0.7, 0.9]).assign(run=["a"] * 2 + ["b"] * 6)
+    then, epoch = at_common_epoch(trials, epochs)
+    assert epoch == 2
+    assert then["val_accuracy"].to_list() == [0.4, 0.4]
+    found = isolation(trials, epochs)
+    assert found["effect"].to_list() == pytest.approx([0, 0])
+    assert found["epoch"].to_list() == [2, 2]
+
+
 # --- isolation ---
 
 BLOCKS = [
@@ -353,25 +367,46 @@ def test_savings_by_hand():
     assert savings.to_dict("list") == {
         "epoch": [1, 3, 9],
         "trials_trained": [9, 3, 1],
+        "trials_without_stopping": [9, 9, 9],
         "trials_stopped": [6, 2, 0],
         "epochs_run": [6 + 6 + 9] * 3,
         "epochs_without_stopping": [81] * 3,
     }
 
 
-def test_savings_count_every_epoch_however_a_trial_ended():
+def test_only_what_stopped_trials_had_left_was_saved():
+    """Trials that diverged, failed or still run would have run no further without ASHA."""
     rows = [("stopped", 2), ("diverged", 3), ("failed", 5), ("running", 6), ("completed", 9), ("stopped", 2)]
     savings = asha_savings(table(*({"status": status, "epochs": epochs} for status, epochs in rows)))
     assert savings["epoch"].to_list() == [2, 3, 5, 6, 9]
     assert savings["trials_trained"].to_list() == [6, 4, 3, 2, 1]
+    assert savings["trials_without_stopping"].to_list() == [6, 6, 5, 4, 3]
     assert savings["trials_stopped"].to_list() == [2, 0, 0, 0, 0]
-    area = (savings["trials_trained"] * np.diff(savings["epoch"], prepend=0)).sum()
-    assert area == savings["epochs_run"].iloc[0] == 27
+    lengths = np.diff(savings["epoch"], prepend=0)
+    assert (savings["trials_trained"] * lengths).sum() == savings["epochs_run"].iloc[0] == 27
+    full = (savings["trials_without_stopping"] * lengths).sum()
+    assert full == savings["epochs_without_stopping"].iloc[0] == 3 + 5 + 6 + 3 * 9
+
+
+def test_savings_reach_to_the_end_that_no_trial_has_reached_yet():
+    savings = asha_savings(table({"status": "stopped", "epochs": 1}, {"status": "running", "epochs": 3}))
+    assert savings["epoch"].to_list() == [1, 3, 9]
+    assert savings["trials_trained"].to_list() == [2, 1, 0]
+    assert savings["trials_without_stopping"].to_list() == [2, 2, 1]
+
+
+def test_savings_are_those_of_equal_epochs():
+    short = {"setup": "saliency", "max_epochs": 3, "epochs": 3}
+    savings = asha_savings(table({"setup": "plain"}, {"setup": "saliency", "status": "stopped", "epochs": 1}, short))
+    assert savings["epoch"].to_list() == [1, 9]
+    assert savings["epochs_without_stopping"].to_list() == [18, 18]
 
 
 def test_savings_of_a_study_that_stopped_nothing():
     assert asha_savings(table({}, {}))[["epoch", "trials_trained", "trials_stopped"]].to_numpy().tolist() == [[9, 2, 0]]
-    assert asha_savings(table({"status": "pending", "epochs": 0})).empty
+    nothing = asha_savings(table({"status": "pending", "epochs": 0}))
+    assert nothing.empty
+    assert kinds(nothing) == dict.fromkeys(asha_savings(table({})), "int64")
 
 
 # --- accuracy_over ---
@@ -391,9 +426,23 @@ def test_accuracy_over_by_hand():
     assert list(points.columns) == ["optimizer", "lr", "recipe", "val_accuracy", "censored"]
     assert points.to_numpy().tolist() == [
         ["adam", 0.01, "adam", pytest.approx(0.6), False],
+        ["adam", 0.1, "adam", 0.0, False],
         ["sgd", 0.01, "sgd", pytest.approx(0.2), True],
         ["sgd", 0.1, "sgd", pytest.approx(0.4), False],
     ]
+
+
+def test_a_diverged_trial_counts_as_accuracy_0_and_is_no_unfinished_one():
+    trials = table(
+        {"lr": 0.1, "seed": 0, "val_accuracy": 0.8},
+        {"lr": 0.1, "seed": 1, "val_accuracy": 0.7, "status": "diverged"},
+        {"lr": 0.2, "seed": 0, "val_accuracy": 0.9, "status": "diverged"},
+        {"lr": 0.3, "seed": 0, "val_accuracy": 0.6, "status": "stopped"},
+        {"lr": 0.3, "seed": 1, "val_accuracy": 0.9, "status": "diverged"},
+    )
+    points = accuracy_over(trials)
+    assert points["val_accuracy"].to_list() == pytest.approx([0.4, 0.0, 0.3])
+    assert points["censored"].to_list() == [False, False, True]
 
 
 def test_accuracy_over_another_amount():

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.figures import (
-    LINES,
     MAX_PANELS,
     PALETTE,
     accuracy_figure,
@@ -23,6 +22,7 @@ from analysis.figures import (
     shorten,
     style,
 )
+from analysis.search_figures import parallel_figure
 
 NAN = float("nan")
 
@@ -207,6 +207,14 @@ def test_accuracy_figure_has_a_row_for_each_of_30_recipes():
     assert picture.shape[1] == 1200
 
 
+def test_accuracy_figure_of_100_recipes_shows_the_best_30_and_says_so():
+    figure = accuracy_figure(recipes(*({"recipe": f"lr {i}", "val_accuracy": 0.9 - i / 200} for i in range(100))))
+    draw(figure)
+    assert [label.get_text() for label in ticks(figure.axes[0], "y")] == [f"lr {i}" for i in range(30)]
+    assert figure.axes[0].get_xlabel().endswith("interval (best 30 of 100 recipes)")
+    assert figure.get_figheight() < 15
+
+
 def test_accuracies_close_to_each_other_have_ticks_that_differ():
     figure = accuracy_figure(recipes(*({"recipe": f"r{i}", "val_accuracy": 0.9 + i / 1000} for i in range(4))))
     draw(figure)
@@ -329,7 +337,7 @@ def test_curves_figure_of_trials_that_all_diverged():
 # --- lr_figure ---
 
 
-def test_lr_figure_has_a_panel_an_optimizer_and_a_line_for_what_else_varies():
+def test_lr_figure_has_a_panel_an_optimizer_and_a_mark_for_what_else_varies():
     rows = [
         {"optimizer": optimizer, "augmentation": augmentation, "lr": lr, "val_accuracy": accuracy}
         for optimizer, augmentation, lr, accuracy in [
@@ -347,21 +355,20 @@ def test_lr_figure_has_a_panel_an_optimizer_and_a_line_for_what_else_varies():
     assert [axis.get_xlabel() for axis in figure.axes] == ["learning rate"] * 2
     assert adam.get_ylabel() == "validation accuracy"
     assert legend(figure) == ["flip", "no augmentation", "not completed"]
-    # For each of the two: the line, its completed points, its stopped ones.
-    flip, full, hollow, plain, *_ = sgd.lines
-    assert points(flip) == [(0.01, 0.4), (0.1, 0.5)]
+    # For each of the two: its completed points, its stopped ones.
+    full, hollow, plain, *_ = sgd.lines
     assert points(full) == [(0.1, 0.5)]
     assert points(hollow) == [(0.01, 0.4)]
     assert (full.get_markerfacecolor(), hollow.get_markerfacecolor()) == (full.get_color(), "white")
     assert points(plain) == [(0.1, 0.3)]
-    assert flip.get_linestyle() != plain.get_linestyle()
+    assert full.get_marker() == hollow.get_marker() != plain.get_marker()
     assert points(adam.lines[0]) == [(0.01, 0.6)]
     assert [axis.get_xscale() for axis in figure.axes] == ["log", "log"]
     assert [label.get_text() for label in sgd.get_xticklabels()] == ["0.01", "0.1"]
     assert adam.get_ylim()[0] == 0
 
 
-def test_lr_figure_of_one_recipe_has_one_panel_and_one_line():
+def test_lr_figure_of_one_recipe_has_one_panel_and_marks_that_no_line_joins():
     rates = [0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4]
     figure = lr_figure(trials(*({"lr": lr, "val_accuracy": i / 10} for i, lr in enumerate(rates))))
     draw(figure)
@@ -369,17 +376,17 @@ def test_lr_figure_of_one_recipe_has_one_panel_and_one_line():
     assert axis.get_title() == ""
     assert points(axis.lines[0]) == [(lr, pytest.approx(i / 10)) for i, lr in reversed(list(enumerate(rates)))]
     assert legend(figure) == ["the one recipe"]
-    lines = [line for line in axis.lines if len(line.get_xdata()) > 1 and line.get_linestyle() in LINES]
-    assert len(lines) == 1
+    assert {line.get_linestyle() for line in axis.lines} == {"None"}
 
 
-def test_lr_figure_of_30_recipes():
+def test_lr_figure_names_the_best_twelve_of_30_recipes():
     rows = [{"augmentation": f"a{i}", "lr": lr, "val_accuracy": i / 40} for i in range(30) for lr in (0.1, 0.01)]
     figure = lr_figure(trials(*rows))
     draw(figure)
-    lines = [line for line in figure.axes[0].lines if line.get_linestyle() in LINES and line.get_xdata().size]
-    assert sorted(line.get_ydata()[0] for line in lines) == pytest.approx([i / 40 for i in range(30)])
-    assert legend(figure)[0] == "a0"
+    lines = [line for line in figure.axes[0].lines if line.get_xdata().size]
+    assert [line.get_ydata()[0] for line in lines] == pytest.approx([i / 40 for i in reversed(range(30))])
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == 13
+    assert legend(figure) == [*(f"a{i}" for i in range(29, 17, -1)), "18 more recipes"]
     assert_legend_is_inside(figure)
     assert figure.axes[0].get_window_extent().height > 300
 
@@ -452,28 +459,59 @@ def test_heat_map_of_30_long_names_and_12_rates_does_not_overlap():
     assert axis.get_yticklabels()[0].get_text() == "an optimizer with quite a long na…"
 
 
+def test_heat_map_of_40_recipes_shows_the_best_30_and_says_so():
+    figure = heat_map_of({(f"o{i}", lr): i / 50 for i in range(40) for lr in (0.1, 0.01)})
+    draw(figure)
+    (axis, _) = figure.axes
+    assert [label.get_text() for label in ticks(axis, "y")] == [f"o{i}" for i in range(39, 9, -1)]
+    assert axis.get_xlabel() == "learning rate (best 30 of 40 recipes)"
+
+
+# --- trials without settings yet ---
+
+UNKNOWN = dict.fromkeys(("seed", "val_accuracy", "optimizer", "lr", "augmentation")) | {
+    "status": "pending",
+    "epochs": 0,
+}
+
+
+def test_trials_without_settings_yet_are_in_no_figure():
+    """A search that chooses as it goes has asked for them, but not said what they are."""
+    known = [{"lr": 0.1}, {"lr": 0.01}, {"optimizer": "adam"}]
+    kinds = {"seed": "Int64", "lr": "float64", "val_accuracy": "float64", "optimizer": "str", "augmentation": "str"}
+    table = trials(*known, UNKNOWN, UNKNOWN).astype(kinds)
+    figure = curves_figure(table, epochs(t0=[0.1], t1=[0.2], t2=[0.3]))
+    draw(figure)
+    assert [axis.get_title() for axis in panels(figure)] == ["adam", "sgd"]
+    assert legend(figure) == ["lr 0.01", "lr 0.1"]
+    for drawn in (lr_figure(table), heat_map_figure(table), parallel_figure(table)):
+        draw(drawn)
+        assert not [text.get_text() for text in texts(drawn) if "nan" in text.get_text().lower()]
+
+
 # --- savings_figure ---
 
 
 def test_savings_figure_shows_what_was_run_and_what_was_saved():
-    savings = pd.DataFrame({"epoch": [1, 3, 9], "trials_trained": [9, 3, 1], "trials_stopped": [6, 2, 0]})
+    savings = pd.DataFrame({"epoch": [1, 3, 9], "trials_trained": [9, 3, 1], "trials_without_stopping": [9, 8, 8]})
     figure = savings_figure(savings)
     draw(figure)
     saved, run = figure.axes[0].patches
     assert run.get_data().values.tolist() == [9, 3, 1]
     assert run.get_data().edges.tolist() == saved.get_data().edges.tolist() == [0, 1, 3, 9]
-    assert list(saved.get_data().values) == [9, 9, 9]
+    assert list(saved.get_data().values) == [9, 8, 8]
     assert legend(figure) == ["epochs saved", "epochs run"]
     assert figure.axes[0].get_xlim() == (0, 9)
     assert run.get_facecolor()[:3] == pytest.approx([int(PALETTE[0][i : i + 2], 16) / 255 for i in (1, 3, 5)])
 
 
 def test_savings_figure_of_one_trial():
-    figure = savings_figure(pd.DataFrame({"epoch": [1], "trials_trained": [1], "trials_stopped": [0]}))
+    figure = savings_figure(pd.DataFrame({"epoch": [1], "trials_trained": [1], "trials_without_stopping": [1]}))
     draw(figure)
     assert figure.axes[0].patches[1].get_data().values.tolist() == [1]
 
 
 def test_a_picture_of_savings_says_what_its_axes_are():
-    (axis,) = savings_figure(pd.DataFrame({"epoch": [1, 3], "trials_trained": [4, 2]})).axes
+    savings = pd.DataFrame({"epoch": [1, 3], "trials_trained": [4, 2], "trials_without_stopping": [4, 4]})
+    (axis,) = savings_figure(savings).axes
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch", "trials in training")

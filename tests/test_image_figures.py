@@ -157,7 +157,7 @@ def test_calibration_figure_shows_accuracy_over_confidence_and_how_many():
     assert points(ideal) == [(0, 0), (1, 1)]
     assert points(network) == [(0.1, 0.05), (0.9, 0.7)]
     assert ideal.get_linestyle() != network.get_linestyle()
-    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["as right as confident", "network"]
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["as right as confident", "predictions"]
     assert [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in lower.patches] == [
         (0.0, pytest.approx(0.2), 4),
         (0.8, pytest.approx(0.2), 16),

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import optuna
@@ -188,6 +190,19 @@ def test_a_file_that_is_there_is_not_added_to(tmp_path):
     with pytest.raises(RunError, match=r"study\.journal: exists already, and a journal is only added to; .+$"):
         export_optuna(table({}), curves(), file, "mine")
     assert file.read_text() == "precious"
+
+
+def test_a_journal_that_could_not_be_written_to_its_end_is_removed(tmp_path):
+    broken = table({}).assign(status="a status that nobody knows")
+    with pytest.raises(KeyError):
+        export_optuna(broken, curves(), tmp_path / "study.journal", "mine")
+    assert list(tmp_path.iterdir()) == []
+    export_optuna(table({}), curves(), tmp_path / "study.journal", "mine")
+
+
+def test_who_imports_the_package_does_not_wait_for_optuna():
+    code = "import sys, analysis; sys.exit('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from analysis import (
     confusion,
     load_predictions,
 )
-from analysis.explanations import Explanation, UnreadableExplanation
+from analysis.explanations import Explanation, UnreadableExplanation, _read
 from analysis.intervals import bootstrap_interval, wilson_interval
 from analysis.predictions import predictions_of
 from analysis.trials import EXPLANATION_FORMAT
@@ -61,6 +61,16 @@ def test_accuracy_of_one_network_class_by_class_the_least_first():
     assert [tuple(row) for row in found[["low", "high"]].to_numpy()] == limits
     assert found["num_images"].to_list() == [2, 4, 1]
     assert found["num_networks"].to_list() == [1, 1, 1]
+
+
+def test_only_of_several_networks_images_are_drawn_again(monkeypatch):
+    def refuse(values: np.ndarray) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("analysis.predictions.bootstrap_interval", refuse)
+    assert class_accuracy(ONE)["accuracy"].notna().all()
+    with pytest.raises(AssertionError):
+        class_accuracy(TWO)
 
 
 def test_of_several_networks_each_image_counts_with_its_mean():
@@ -371,3 +381,61 @@ def test_predictions_of_other_classes_are_left_out(tmp_path, arrays):
 def test_predictions_of_what_is_no_run_are_none(tmp_path):
     with pytest.raises(RunError, match="no such run"):
         load_predictions(tmp_path / "nowhere")
+
+
+# --- explanations that are broken ---
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"labels": np.array([0.0, 1, 2, 2])},  # as numbers of superclasses an IndexError
+        {"logits": np.full((4, 3), np.nan)},
+        {"logits": np.where(np.eye(4, 3) > 0, np.inf, 0)},
+    ],
+)
+@pytest.mark.parametrize("superclasses", [True, False])
+def test_predictions_of_what_is_no_number_are_left_out(tmp_path, arrays, superclasses):
+    run = make_run(tmp_path / "run", "a", "b", superclasses=superclasses)
+    write_arrays(run, "b", **arrays)
+    with pytest.warns(UnreadableExplanation, match=r"b/arrays\.npz: cannot be read"):
+        found = load_predictions(run)
+    assert set(found["trial_id"]) == {"a"}
+
+
+def stored(**changed: Any) -> dict[str, Any]:
+    """What is kept of an explained network, of the 4 test images."""
+    whole = {
+        "logits": np.asarray(LOGITS, np.float32),
+        "labels": np.array([0, 1, 2, 2]),
+        "indices": np.arange(4),
+        "saliency": np.ones((4, 32, 32), np.float32),
+        "cam": np.ones((4, 4, 4), np.float32),
+    }
+    return whole | changed
+
+
+@pytest.mark.parametrize(
+    ("arrays", "is_read"),
+    [
+        (stored(), True),
+        (stored(saliency=np.ones((4, 16, 16), np.float32), cam=np.ones((4, 2, 2), np.float32)), True),
+        *((stored(logits=logits.astype(np.float32)), False) for logits in (np.eye(4), np.eye(3), np.zeros(12))),
+        (stored(logits=np.full((4, 3), np.nan, np.float32)), False),
+        (stored(logits=np.full((4, 3), "x")), False),
+        (stored(labels=np.array([0, 1, 2, 0])), False),
+        (stored(indices=np.array([0, 1, 2, 4])), False),
+        (stored(indices=np.array([0, 1, 2])), False),
+        (stored(indices=np.array([0, 0, 1, 2])), False),
+        *((stored(**{name: np.ones((3, 4, 4), np.float32)}), False) for name in ("saliency", "cam")),
+        *((stored(**{name: np.ones((4, 16), np.float32)}), False) for name in ("saliency", "cam")),
+        *((stored(**{name: np.ones((4, 0, 4), np.float32)}), False) for name in ("saliency", "cam")),
+        *((stored(**{name: np.full((4, 4, 4), np.inf, np.float32)}), False) for name in ("saliency", "cam")),
+    ],
+)
+def test_stored_arrays_of_other_shapes_count_as_absent(tmp_path, arrays, is_read):
+    measures = pd.DataFrame({"map": ["saliency"], "measure": ["gini"], "image": [0], "value": [0.5]})
+    measures.to_parquet(tmp_path / "measures.parquet")
+    (tmp_path / "about.json").write_text(json.dumps({"format": 5}))
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    assert (_read(tmp_path, {"format": 5}, images()) is not None) == is_read

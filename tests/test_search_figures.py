@@ -213,9 +213,9 @@ def test_pareto_figure_shows_accuracy_over_minutes_and_the_front():
     assert axis.lines[0].get_drawstyle() == "steps-post"
     marks = [line for line in axis.lines[1:] if line.get_xdata().size]
     assert [points(line) for line in marks] == [[(2.0, 0.6)], [(0.5, 0.3)], [(1.0, 0.2)]]
-    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True, False]  # hollow: stopped
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True, False]  # hollow: not completed
     assert marks[0].get_marker() == marks[1].get_marker() != marks[2].get_marker()
-    assert legend(figure) == ["front", "sgd", "adam", "stopped early"]
+    assert legend(figure) == ["front", "sgd", "adam", "not completed"]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("training time, minutes a trial", "validation accuracy")
     assert (axis.get_xlim()[0], axis.get_ylim()[0]) == (0, 0)
 
@@ -240,7 +240,7 @@ def test_pareto_figure_names_the_best_twelve_of_40_recipes():
         "front",
         *(f"recipe {i}" for i in range(39, 27, -1)),
         "28 more recipes",
-        "stopped early",
+        "not completed",
     ]
     assert_legend_is_inside(figure)
     named = [line for line in figure.axes[0].lines if line.get_label().startswith("recipe")]

@@ -3,6 +3,7 @@ import fcntl
 import json
 import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import yaml
 
 from analysis import RunError, load_decisions, load_epochs, load_timeline, load_trials, read_study, varied
 from analysis.run_log import Faults, is_running, load_checkpoints, load_faults, open_attempt
-from analysis.trials import check_comparable
+from analysis.trials import EXPLANATION_FORMAT, check_comparable
 from study.events import EventLog
 from trainables import CheckpointError, TrialSettings, load_model
 from trainables.checkpoint import FORMAT
@@ -570,6 +571,7 @@ HALF = json.dumps({"time": 1.0, "event": "epoch", **epoch("a", 2)[1]})[:-20]
         '{"event": "epoch", "trial_id": "a", "epoch": 2}\n',
         '{"event": ["epoch"], "trial_id": "a", "epoch": 2, "lr": 0.1}\n',
         json.dumps(epoch("a", 2)[1]) + "\n",
+        "[" * 200_000 + "\n",
     ],
 )
 def test_a_line_that_cannot_be_read_costs_only_itself(tmp_path, garbage):
@@ -619,7 +621,10 @@ OUTSIDE = "tune/attempt-1/../../../elsewhere/checkpoint_000000"
     ("name", "value"),
     [
         *((name, value) for name in NUMBERS for value in ("0.5", None, True, [0.5], {})),
-        *(("epoch", value) for value in ("2", 2.0, None, True, [2])),
+        *((name, value) for name in NUMBERS for value in (10**30, 10**400)),
+        *((name, value) for name in ("train_accuracy", "val_accuracy") for value in (1e9, -3, math.inf, -math.inf)),
+        *((name, value) for name in ("lr", "epoch_seconds", "images_per_second") for value in (math.inf, NAN, -1)),
+        *(("epoch", value) for value in ("2", 2.0, None, True, [2], 0, -1, 10**30)),
         *(("trial_id", value) for value in (7, None, ["a"], {"a": 1}, "stranger")),
         *(("checkpoint", value) for value in (7, ["tune"], {}, True, "", OUTSIDE)),
     ],
@@ -650,6 +655,9 @@ def test_an_epoch_with_a_value_of_the_wrong_type_costs_only_itself(tmp_path, nam
         {"stop": None},
         {"objective": "much"},
         {"objective": None},
+        {"objective": 1e9},
+        {"cutoff": NAN},
+        {"rung": 10**400},
         {"stop": ...},
         {"cutoff": ...},
         {"objective": ...},
@@ -663,6 +671,89 @@ def test_a_damaged_decision_costs_only_itself(tmp_path, damage):
     assert load_trials(run)["status"].to_list() == ["pending", "stopped"]
     epochs = load_epochs(run).query("trial_id == 'b' or epoch != 2")
     assert epochs[["trial_id", "epoch"]].to_numpy().tolist() == [["a", 1], ["a", 3], ["b", 1]]
+
+
+def test_only_settings_are_taken_from_a_manifest(tmp_path):
+    forged = {"checkpoint": "/etc", "val_accuracy": 0.999, "best_epoch": 1, "run": "x", "train_seconds": 1.0}
+    trials = load_trials(make_run(tmp_path / "run", {"a": settings() | forged}))
+    assert trials[["checkpoint", "val_accuracy", "best_epoch", "train_seconds"]].isna().all(axis=None)
+    assert "run" not in trials
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        *(("lr", value, told) for value, told in (("abc", "'abc'"), ([1], r"\[1\]"), (NAN, "nan"), (None, "None"))),
+        *(("max_epochs", value, told) for value, told in (("ten", "'ten'"), (True, "True"), (10**30, "10+"))),
+        *(("seed", value, told) for value, told in ((1.5, "1.5"), (10**30, "10+"))),
+        ("weight_decay", 10**400, r"10+\.\.\.0+"),
+        ("normalize", 1, "1"),
+        ("optimizer", {"a": 1}, r"{'a': 1}"),
+        ("optimizer", "\ud800", r"'\\ud800'"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_missing_and_told_of(tmp_path, name, value, told):
+    events = [epoch("a", 1), ended("a"), epoch("b", 1), ("trial_failed", {"trial_id": "c", "error": "no room"})]
+    trials = {"a": settings(), "b": settings(), "c": settings()}
+    sound = load_trials(make_run(tmp_path / "sound", trials, events))
+    trials |= {key: trials[key] | {name: value} for key in "ac"}
+    table = load_trials(make_run(tmp_path / "run", trials, events))
+    assert table[name].isna().to_list() == [True, False, True]
+    sentence = f"its settings cannot be read: {name} is {told}"
+    for error, expected in zip(table["error"], (sentence, None, f"no room; {sentence}"), strict=True):
+        assert re.fullmatch(expected, error) if expected else pd.isna(error)
+    rest = [column for column in table if column not in (name, "error")]
+    pd.testing.assert_frame_equal(table[rest], sound[rest])
+    assert table["status"].to_list() == ["completed", "pending", "failed"]
+    load_epochs(tmp_path / "run")
+
+
+@pytest.mark.parametrize("attempt", ["x", 1.5, None, [1], True, 10**30])
+def test_a_start_in_an_attempt_without_a_number_does_not_count(tmp_path, attempt):
+    run = make_run(tmp_path / "run", {"a": settings()}, [begun(attempt), started("a", attempt), epoch("a", 1)])
+    assert load_timeline(run).empty
+    assert load_trials(run)["epochs"].to_list() == [1]
+    assert open_attempt(run) == 0
+
+
+def test_text_with_characters_that_are_none_is_told_without_them(tmp_path):
+    failed = ("trial_failed", {"trial_id": "a", "error": "what \ud800?"})
+    events = [started("a"), epoch("a", 1, device="\udfff", host="\ud800"), failed, epoch("b", 1, device=[1])]
+    run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, events)
+    trials = load_trials(run)
+    assert trials["error"].to_list()[0] == "what ??"
+    assert trials["device"].fillna("").to_list() == ["?", ""]
+    assert load_timeline(run)["host"].to_list() == ["?"]
+
+
+def write_summary(run: Path, **values: Any) -> Path:
+    summary = {"format": EXPLANATION_FORMAT, "checkpoint": checkpoint("a", 1), **values}
+    file = run / "explanations/a/summary.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(summary))
+    return file
+
+
+def test_measures_that_are_no_numbers_do_not_count(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)], [checkpoint("a", 1)])
+    gini = {"mean": 0.5, "low": math.inf, "high": "x"}
+    write_summary(run, test_accuracy=0.75, num_test_images=40, saliency_gini=gini, gradcam_gini={"mean": NAN})
+    found = load_trials(run).iloc[0]
+    assert (found["test_accuracy"], found["num_test_images"], found["saliency_gini"]) == (0.75, 40, 0.5)
+    assert {"saliency_gini_low", "saliency_gini_high", "gradcam_gini"}.isdisjoint(found.index)
+
+
+@pytest.mark.parametrize("value", [1e9, -3, math.inf, NAN, True, "0.5", 10**400])
+def test_a_test_accuracy_that_is_no_share_does_not_count(tmp_path, value):
+    run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)], [checkpoint("a", 1)])
+    write_summary(run, test_accuracy=value, num_test_images=4)
+    assert "test_accuracy" not in load_trials(run)
+
+
+def test_a_summary_that_is_no_file_costs_nothing_else(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)], [checkpoint("a", 1)])
+    (run / "explanations/a/summary.json").mkdir(parents=True)
+    assert load_trials(run)["val_accuracy"].to_list() == [0.5]
 
 
 def test_files_that_are_something_else_cost_only_what_they_would_say(tmp_path):
@@ -719,6 +810,8 @@ def test_what_cannot_be_read_is_not_taken_for_what_is_empty(name, tmp_path):
         b'{"trials": {"a": 1}}',
         b'{"trials": [1, null, {"trial_id": "a"}, {"settings": {}}, {"trial_id": "a", "settings": 3}]}',
         b'{"trials": [{"trial_id": 7, "settings": {}}, {"trial_id": ["a"], "settings": {}}]}',
+        b'{"trials": [{"trial_id": "' + b"a" * 1000 + b'", "settings": {}}]}',
+        b"[" * 200_000,
     ],
 )
 def test_trials_are_read_from_the_log_where_their_list_is_garbage(tmp_path, content):
@@ -831,6 +924,11 @@ def test_a_missing_run_is_said_to_be_missing(tmp_path, load):
         (b"- settings\n- data\n", "is not the study.yaml of a run"),
         (b"settings: {}\n", "is not the study.yaml of a run"),
         (b"settings: 3\ndata: 4\n", "is not the study.yaml of a run"),
+        (b"created: 2026-13-45\n", r"study.yaml: cannot be read \(month must be in 1..12\)"),
+        (b"created: !!timestamp x\n", r"study.yaml: cannot be read"),
+        (b"created: !!bool x\n", r"study.yaml: cannot be read"),
+        (b"[" * 200_000, r"study.yaml: cannot be read \(maximum recursion depth"),
+        (b"- " * 200_000, r"study.yaml: cannot be read \(maximum recursion depth"),
     ],
 )
 def test_a_broken_study_is_said_to_be_broken(tmp_path, content, message):
@@ -843,7 +941,71 @@ def test_a_broken_study_is_said_to_be_broken(tmp_path, content, message):
 
 def test_a_study_is_read_as_it_was_written(run):
     study = read_study(str(run))
-    assert study == {"settings": {"num_trials": None, "search": "grid"}, "data": {"num_val_images": 100}}
+    assert study["settings"] == {"num_trials": None, "search": "grid"}
+    assert study["data"] == {"num_val_images": 100}
+    assert yaml.safe_load(yaml.safe_dump(study["settings"])) == study["settings"]
+
+
+def rewrite_study(run: Path, **parts: Any) -> None:
+    """Change parts of a study.yaml; of settings and data, single values."""
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    changed = {
+        name: study.get(name, {}) | part if name in ("settings", "data") else part for name, part in parts.items()
+    }
+    (run / "study.yaml").write_text(yaml.safe_dump(study | changed))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "kind"),
+    [
+        *(("data", "num_val_images", value, "a whole number above 0") for value in ("x", None, 0, True, 1.5)),
+        ("data", "num_train_images", "many", "a whole number above 0"),
+        *(("data", "class_names", value, "a list of different names") for value in (5, ["a", "a"], [["a"]], [1, 2])),
+        ("data", "dataset", ["a"], "text"),
+        ("data", "superclasses", ["a"], "a list of whole numbers"),
+        ("data", "superclasses", [0, 7], "a superclass for each class"),
+        ("data", "superclasses", [0], "a superclass for each class"),
+        ("settings", "max_epochs", [1], "a whole number above 0"),
+        ("settings", "val_fraction", "half", "a number above 0"),
+        ("settings", "num_trials", 10**12, "a whole number from 1 to a million or null"),
+        ("settings", "data_dir", 5, "text or null"),
+    ],
+)
+def test_a_study_with_a_part_of_another_kind_is_refused(tmp_path, part, name, value, kind):
+    run = make_run(tmp_path / "run", {"a": settings()})
+    rewrite_study(run, data={"class_names": ["a", "b"], "superclass_names": ["c"]})
+    rewrite_study(run, **{part: {name: value}})
+    with pytest.raises(RunError, match=f"run/study.yaml: {part}.{name} must (be|have) {kind}$"):
+        load_trials(run)
+
+
+def test_what_a_study_lacks_is_told_when_it_is_asked_for(tmp_path):
+    study = read_study(make_run(tmp_path / "run", {}))
+    for part, name in (("data", "class_names"), ("settings", "dataset")):
+        assert study[part].get(name) is None
+        with pytest.raises(RunError, match=f"run/study.yaml: {part}.{name} is missing$"):
+            study[part][name]
+
+
+@pytest.mark.parametrize("broken", [None, 5, [1], {"a": 1}, {"gpus": 5, "cores": "x", "system": [1], "torch": [2]}])
+def test_what_is_only_shown_of_a_study_may_be_missing(tmp_path, broken):
+    run = make_run(tmp_path / "run", {})
+    if broken is not None:
+        rewrite_study(run, **dict.fromkeys(["name", "created", "command", "machine", "versions"], broken))
+    study = read_study(run)
+    assert [study[name] for name in ("name", "created", "command")] == ["run", "an unknown date", "unknown"]
+    nothing = {"system": "an unknown system", "processor": "an unknown processor", "cores": "?", "gpus": []}
+    assert study["machine"] == nothing
+    assert study["versions"] == {}
+
+
+def test_what_is_shown_of_a_study_is_what_it_says(tmp_path):
+    run = make_run(tmp_path / "run", {})
+    machine = {"system": "Linux", "processor": "fast", "cores": 8, "gpus": ["H100"]}
+    rewrite_study(run, name="n", created="now", command="c", machine=machine, versions={"torch": "2.9"})
+    study = read_study(run)
+    assert [study[name] for name in ("name", "created", "command")] == ["n", "now", "c"]
+    assert (study["machine"], study["versions"]) == (machine, {"torch": "2.9"})
 
 
 class Evil:
@@ -1053,7 +1215,7 @@ def test_without_events_the_timeline_has_its_form(tmp_path):
     assert spans(timed_run(tmp_path / "other", at(5, begun()), at(6, over()))) == []
 
 
-@pytest.mark.parametrize("time", ["12", None, True, [12], {}, ...])
+@pytest.mark.parametrize("time", ["12", None, True, [12], {}, NAN, math.inf, 10**400, ...])
 def test_an_event_without_its_time_costs_nothing_but_its_place_in_the_timeline(tmp_path, time):
     _, fields = at(time, epoch("a", 2, 0.75, host="two"))
     damaged = {name: value for name, value in fields.items() if value is not ...}

@@ -1,0 +1,120 @@
+"""Tables as files, and what the commands that write them do with options and runs they cannot use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_predictions import make_run
+
+from analysis.__main__ import TABLES, main
+from analysis.tables import write_table
+from trainables import TrialSettings
+
+NAN = float("nan")
+
+
+def as_json(table: pd.DataFrame, file: Path) -> list[dict[str, Any]]:
+    write_table(table, "json", file)
+    records: list[dict[str, Any]] = json.loads(file.read_text())
+    return records
+
+
+def test_json_gives_numbers_back_to_their_last_digit(tmp_path: Path) -> None:
+    numbers = [1.23456789012345e-8, 0.1 + 0.2, 1 / 3, 1e-300, 1e22, -0.0, 5e-324]
+    assert [row["x"] for row in as_json(pd.DataFrame({"x": numbers}), tmp_path / "t.json")] == numbers
+
+
+def test_json_has_plain_values_and_null_for_what_is_missing(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {
+            "text": pd.Series(["a", None], dtype="str"),
+            "kind": pd.Categorical(["é", None]),
+            "count": pd.array([2, None], dtype="Int64"),
+            "switch": pd.array([True, None], dtype="boolean"),
+            "share": [0.5, NAN],
+            "loss": [np.inf, -np.inf],
+            "whole": np.array([1, 2], dtype=np.int32),
+            "right": [True, False],
+            "mixed": pd.Series([np.float32(0.5), np.bool_(True)], dtype="object"),
+            "ids": [("a", "b"), ()],
+        }
+    )
+    assert as_json(table, tmp_path / "t.json") == [
+        {"text": "a", "kind": "é", "count": 2, "switch": True, "share": 0.5, "loss": None, "whole": 1, "right": True,
+         "mixed": 0.5, "ids": ["a", "b"]},
+        {"text": None, "kind": None, "count": None, "switch": None, "share": None, "loss": None, "whole": 2,
+         "right": False, "mixed": True, "ids": []},
+    ]  # fmt: skip
+    assert len((tmp_path / "t.json").read_text().splitlines()) == 4  # a record a line
+
+
+def test_json_without_rows_is_an_empty_list(tmp_path: Path) -> None:
+    assert as_json(pd.DataFrame({"x": []}), tmp_path / "t.json") == []
+
+
+# --- commands ---
+
+
+def unfinished(run: Path, **settings: Any) -> Path:
+    """Write a run of one trial that no epoch was run of, and of two more of which nothing is known."""
+    run.mkdir()
+    asked = {"search": "optuna", "num_trials": 3, "val_fraction": 0.1, "seed": 0, "max_epochs": 1} | settings
+    data = {"class_names": ["car", "cat"], "num_val_images": 9, "fingerprint": "f"}
+    (run / "study.yaml").write_text(yaml.safe_dump({"name": "x", "settings": asked, "data": data}))
+    trial = {"trial_id": "a", "settings": TrialSettings(max_epochs=1).model_dump()}
+    (run / "manifest.json").write_text(json.dumps({"trials": [trial]}))
+    (run / "events.jsonl").write_text("")
+    return run
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"recipes"}))
+def test_of_a_run_with_nothing_finished_every_table_can_be_had(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = str(unfinished(tmp_path / "run")), tmp_path / "t.json"
+    assert main([name, run]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main([name, run, "--format", "json", "--output", str(file)]) == 0
+    assert len(json.loads(file.read_text())) == {"trials": 3, "claims": len(TABLES["claims"][0](run))}.get(name, 0)
+
+
+def test_recipes_of_a_run_with_nothing_finished_are_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = unfinished(tmp_path / "run")
+    assert main(["recipes", str(run)]) == 2
+    assert capsys.readouterr().err == f"error: {run}: no trial has a finished epoch yet\n"
+
+
+def test_a_column_asked_for_twice_is_there_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(unfinished(tmp_path / "run"))
+    for fmt in ("table", "csv", "json"):
+        assert main(["trials", run, "--columns", "status,trial_id, status", "--format", fmt]) == 0
+    assert "status,trial_id\npending,a\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--columns=", "--columns=status,,lr", "--query=", "--sort=", "--sort=-"])
+def test_empty_options_are_refused_in_a_sentence(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trials", str(unfinished(tmp_path / "run")), option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option.split('=')[0]} '': ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["predictions", "classes", "confused", "calibration"])
+def test_networks_of_different_data_are_not_taken_together(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = make_run(tmp_path / "one", "a"), make_run(tmp_path / "other", "a")
+    assert main([name, str(one), str(other)]) == 0
+    study = yaml.safe_load((other / "study.yaml").read_text())
+    (other / "study.yaml").write_text(yaml.safe_dump(study | {"data": study["data"] | {"fingerprint": "another"}}))
+    capsys.readouterr()
+    assert main([name, str(one), str(other)]) == 2
+    assert "were trained on different images" in capsys.readouterr().err
