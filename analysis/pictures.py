@@ -109,8 +109,9 @@ def make_pictures(
                 "isolation",
                 "What each hyperparameter did",
                 f"Effect of each value on validation accuracy{_after(paired)}, all other hyperparameters and the "
-                "seed being equal: distance from the mean of the n blocks of trials that differ in nothing else. The 95 % interval takes "
-                "blocks for independent, though seeds come back in several; a trial that diverged counts as 0.",
+                "seed being equal: distance from the mean of the n blocks of trials that differ in nothing else. The "
+                "95 % interval takes blocks for independent, though seeds come back in several; a trial that diverged "
+                "counts as 0.",
                 f"Effects of {', '.join(paired['hyperparameter'].unique())} on validation accuracy; the greatest is "
                 f"that of {most['hyperparameter']} {most['value']}, {100 * most['effect']:+.1f} points.",
                 search_figures.isolation_figure(paired),

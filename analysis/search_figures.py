@@ -93,7 +93,7 @@ def parallel_figure(trials: pd.DataFrame) -> Figure:
             )
     lines = np.stack(heights, axis=1)
     least, most = seen["val_accuracy"].min(), seen["val_accuracy"].max()
-    norm = Normalize(least - 0.25 * (most - least), most)  # the worst must not vanish on white
+    norm = Normalize(least - 0.4 * (most - least), most)  # the worst must not vanish on white
     alpha = float(np.clip(100 / len(seen), 0.15, 0.8))
     for line, value in zip(lines, seen["val_accuracy"], strict=True):
         axis.plot(range(len(names) + 1), line, color=colormaps[COLORMAP](norm(value)), linewidth=1.1, alpha=alpha)

@@ -301,7 +301,7 @@ def test_titles_of_the_panel_say_what_the_networks_are_and_fit(figures_drawn):
     image_album(TWO, images(NAMES), [explained("t0"), explained("t1", right=3)])
     _, names, notes, _, positions = dict(figures_drawn)["panel_figure"]
     assert names == ["adam", "sgd"]
-    assert notes == ["lr 0.01, epoch 7, test 75.0 %", "lr 0.123, epoch 3, stopped early, test 25.0 %"]
+    assert notes == ["lr 0.01, epoch 7, test 75.0 %", "lr 0.123, epoch 3, not completed, test 25.0 %"]
     assert sorted(positions[:5]) == sorted(set(positions[:5]) & set(range(9)))  # five right ones
     assert sorted(positions[5:]) == [9, 10, 11]  # and all three wrong ones
 
@@ -312,7 +312,7 @@ def test_the_longest_note_of_a_panel_keeps_to_its_network():
     data = images(NAMES)
     figure = image_figures.panel_figure([explained("t0")] * 2, ["adam", "sgd"], [note] * 2, data, [0])
     _, first, _, second = figure.texts[:4]
-    assert first.get_text() == "lr 0.000123, epoch 100, stopped early, test 100.0 %"
+    assert first.get_text() == "lr 0.000123, epoch 100, not completed, test 100.0 %"
     assert first.get_window_extent().x1 < second.get_window_extent().x0
     assert second.get_window_extent().x1 < figure.bbox.x1
 
