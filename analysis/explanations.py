@@ -26,7 +26,7 @@ from torch import Tensor
 from analysis.intervals import bootstrap_interval
 from analysis.measures import DTYPES, NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
 from analysis.remote import RunPath, fetch_checkpoint, source
-from analysis.run_log import RunError, read_study
+from analysis.run_log import RunError, check_inside, read_study
 from analysis.trials import EXPLANATION_FORMAT, load_trials, over_runs
 from explain.grid import choose_grids
 from explain.maps import Maps, stream
@@ -128,6 +128,8 @@ def explain_trials(
     """
     abouts = [_about(run, trial, data) for _, trial in trials.iterrows()]
     folders = [run / "explanations" / str(trial_id) for trial_id in trials["trial_id"]]
+    for folder in folders:
+        check_inside(folder, run)
     found = [_read(folder, about, data) for folder, about in zip(folders, abouts, strict=True)]
     missing = [i for i, stored in enumerate(found) if stored is None]
     jobs = (load_model(fetch_checkpoint(run / abouts[i]["checkpoint"]), "cpu") for i in missing)

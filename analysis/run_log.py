@@ -353,7 +353,7 @@ def check_inside(path: Path, folder: Path) -> None:
         RunError: if it would not.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{path}: leads out of {folder}; remove that link, or give another --output")
+        raise RunError(f"{path}: leads out of {folder}: remove that link")
 
 
 def read_json(file: Path) -> Any:

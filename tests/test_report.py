@@ -311,6 +311,9 @@ def test_a_report_stays_inside_its_directory(run: Path, tmp_path: Path) -> None:
     (run / "report").symlink_to(tmp_path / "victims")
     with pytest.raises(RunError, match=r"report/figures: leads out of"):
         write_report([run], top=0)
+    (run / "explanations").symlink_to(tmp_path / "victims")
+    with pytest.raises(RunError, match=r"explanations/\w+: leads out of"):
+        write_report([run], tmp_path / "elsewhere", top=1)
     assert not list((tmp_path / "victims").iterdir())
 
 
