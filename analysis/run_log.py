@@ -8,10 +8,11 @@ RUN/tune/attempt-N/TRIAL/checkpoint_*/  of the best epoch and, until it has ende
 RUN/explanations/TRIAL/summary.json     of explained trials; see :mod:`analysis.explanations`
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -205,12 +206,26 @@ def _shown(study: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def read_log(run: Path) -> RunLog:
-    """Return what the manifest and the log of a run say.
+    """Return what the manifest and the log of a run say; it is not to be changed, for who asks next is given the same.
 
     Raises:
         RunError: if the directory is no run, or a file of it cannot be read.
     """
     read_study(run)
+    return _read_log(run, _stamp(run / "manifest.json"), _stamp(run / "events.jsonl"))
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Return what is different whenever a file is."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=1)  # the tables of trials, epochs and decisions are asked for one after the other
+def _read_log(run: Path, *stamps: tuple[int, int, int] | None) -> RunLog:
     read = RunLog()
     manifest = read_json(run / "manifest.json")
     for part, phase in (("trials", "search"), ("confirmations", "confirm")):
@@ -238,7 +253,7 @@ def load_checkpoints(run: RunPath) -> dict[str, dict[int, str]]:
 
 def load_faults(run: RunPath) -> dict[str, Faults]:
     """Return what has befallen each trial, by trial id."""
-    return {trial.trial_id: trial.faults for trial in read_log(local_run(run)).trials.values()}
+    return {trial.trial_id: replace(trial.faults) for trial in read_log(local_run(run)).trials.values()}
 
 
 def open_attempt(run: RunPath) -> int:
