@@ -409,6 +409,14 @@ def test_failures_of_a_trial_are_counted_over_all_attempts(tmp_path):
     assert load_faults(run) == {"a": Faults(failures=2, losses=0), "b": Faults()}
 
 
+def test_what_was_read_once_is_nobodys_to_change(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings()}, [begun(), started("a"), lost("a")])
+    load_faults(run)["a"].losses = 7
+    assert load_faults(run)["a"].losses == 1
+    log(run, started("a"), lost("a"))  # and what is written later is read
+    assert load_faults(run)["a"].losses == 2
+
+
 def test_losses_are_counted_from_the_last_epoch_on(tmp_path):
     run = make_run(tmp_path / "run", {name: settings() for name in "abc"}, [begun(), started("a"), started("b")])
 
