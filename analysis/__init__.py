@@ -8,8 +8,8 @@ from analysis.health import search_space_health
 from analysis.optuna_study import export_optuna, to_optuna
 from analysis.predictions import calibration, class_accuracy, confused_pairs, confusion, load_predictions
 from analysis.report import write_report
-from analysis.run_log import RunError, read_study
 from analysis.rungs import replay_decisions
+from analysis.study_file import RunError, read_study
 from analysis.trials import load_decisions, load_epochs, load_timeline, load_trials, varied
 
 __all__ = [

@@ -19,7 +19,7 @@ from analysis.optuna_study import export_optuna
 from analysis.predictions import calibration, class_accuracy, confused_pairs, load_predictions
 from analysis.remote import local_run, run_path, source
 from analysis.report import write_report
-from analysis.run_log import RunError, read_study
+from analysis.study_file import RunError, read_study
 from analysis.tables import write_table, write_text
 from analysis.trials import check_comparable, load_epochs, load_timeline, load_trials, varied
 from trainables.errors import UserError

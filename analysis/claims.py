@@ -17,7 +17,7 @@ from analysis.compare import at_epoch, best_configuration, best_over_seeds, comm
 from analysis.intervals import bootstrap_interval, paired_over_seeds
 from analysis.measures import CONTROLS
 from analysis.remote import local_run
-from analysis.run_log import RunError
+from analysis.study_file import RunError
 from analysis.trials import MEASURE_OF_MAPS, check_comparable
 
 MIN_IMAGES = 20  # of fewer, an interval says too little

@@ -26,7 +26,7 @@ from torch import Tensor
 from analysis.intervals import bootstrap_interval
 from analysis.measures import DTYPES, NUM_ASKED, NUM_GRIDS, OWN, STEPS, measure_maps
 from analysis.remote import RunPath, fetch_checkpoint, source
-from analysis.run_log import RunError, check_inside, read_study
+from analysis.study_file import RunError, check_inside, read_study
 from analysis.trials import EXPLANATION_FORMAT, load_trials, over_runs
 from explain.grid import choose_grids
 from explain.maps import Maps, stream

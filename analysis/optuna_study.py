@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.run_log import RunError
+from analysis.study_file import RunError
 from analysis.trials import varied
 
 # Optuna is imported where it is used: nobody else who imports this package should wait for it.

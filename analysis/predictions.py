@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.explanations import Explanation, read_explained
 from analysis.intervals import bootstrap_interval, wilson_interval
 from analysis.remote import RunPath
-from analysis.run_log import read_study
+from analysis.study_file import read_study
 from analysis.trials import over_runs
 from trainables.data import ImageData
 

@@ -34,7 +34,7 @@ from analysis.measures import OWN
 from analysis.pictures import Picture, make_image_pictures, make_pictures
 from analysis.predictions import predictions_of
 from analysis.remote import RunPath, is_uri, local_run, source
-from analysis.run_log import RunError, check_inside, read_study
+from analysis.study_file import RunError, check_inside, read_study
 from analysis.tables import interval, percent
 from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load_timeline, load_trials, varied
 from trainables.data import ImageData

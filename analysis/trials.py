@@ -12,16 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.remote import RunPath, local_run, source
-from analysis.run_log import (
-    EPOCH_METRICS,
-    LoggedTrial,
-    RunError,
-    is_number,
-    is_running,
-    read_json,
-    read_log,
-    read_study,
-)
+from analysis.run_log import EPOCH_METRICS, LoggedTrial, is_running, read_json, read_log
+from analysis.study_file import RunError, is_number, read_study
 from trainables.settings import TrialSettings
 
 HYPERPARAMETERS = [name for name in TrialSettings.model_fields if name not in ("max_epochs", "seed")]

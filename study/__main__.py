@@ -16,7 +16,8 @@ import yaml
 from pyarrow import fs
 
 from analysis.remote import RunPath, exists, is_uri, open_storage, run_path
-from analysis.run_log import is_running, read_study
+from analysis.run_log import is_running
+from analysis.study_file import read_study
 from analysis.tables import as_text
 from analysis.trials import ENDED, STATUSES, load_trials, varied
 from study.check_cluster import check_cluster

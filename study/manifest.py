@@ -14,7 +14,7 @@ from pydantic import ValidationError
 import study
 import trainables
 from analysis.remote import source
-from analysis.run_log import RunError
+from analysis.study_file import RunError
 from study.settings import StudySettings
 from trainables.errors import UserError
 from trainables.settings import TrialSettings

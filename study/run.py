@@ -18,7 +18,8 @@ import yaml
 from analysis.compare import top_configurations
 from analysis.ray_session import ClusterError, ray_session
 from analysis.remote import RunPath, copy_of, exists, is_held, is_uri, local_run, show_life
-from analysis.run_log import load_faults, open_attempt, read_study
+from analysis.run_log import load_faults, open_attempt
+from analysis.study_file import read_study
 from analysis.trials import ENDED, load_trials, settings_of
 from study.attempt import run_attempt
 from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from analysis.ray_session import ClusterError
 from analysis.remote import RemoteError, TakenError, is_run_elsewhere, is_uri, show_life, source
-from analysis.run_log import RunError, load_faults
+from analysis.run_log import load_faults
+from analysis.study_file import RunError
 from analysis.trials import ENDED, load_trials
 from trainables.errors import UserError
 

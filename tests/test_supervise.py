@@ -17,7 +17,8 @@ import yaml
 
 from analysis.ray_session import ClusterError
 from analysis.remote import HEARTBEAT, RemoteError
-from analysis.run_log import RunError, is_running
+from analysis.run_log import is_running
+from analysis.study_file import RunError
 from study.attempt import AttemptError
 from study.disk import DiskFullError
 from study.supervise import MAX_RESTARTS, StudyError, holding, interruptible, supervise

@@ -10,7 +10,7 @@ from test_compare import table
 from analysis.claims import CLAIMS, KINDS, MARGIN, Claim, TrialComparison, decide
 from analysis.compare import best_over_seeds
 from analysis.intervals import bootstrap_interval, difference_of_means, paired_over_seeds, student_t95
-from analysis.run_log import RunError
+from analysis.study_file import RunError
 
 NAN = float("nan")
 HIGHER = TrialComparison("optimizer == 'adam'", "val_accuracy", "optimizer == 'sgd'")
