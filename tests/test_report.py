@@ -220,10 +220,12 @@ def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) 
 
 
 def test_two_runs_are_compared(run: Path, finished_run: Path, tmp_path: Path) -> None:
-    html = write_report([run, finished_run], tmp_path / "both", top=1, device="cpu").read_text()
+    other = tmp_path / "other"  # what is explained would stay in the run that other tests share
+    shutil.copytree(finished_run, other)
+    html = write_report([run, other], tmp_path / "both", top=1, device="cpu").read_text()
     assert "8 trials" in html
     assert f"{run.name}/" in html
-    assert f"{finished_run.name}/" in html
+    assert f"{other.name}/" in html
 
 
 def test_runs_over_other_images_are_refused(run: Path, finished_run: Path) -> None:
@@ -311,6 +313,7 @@ def test_a_report_stays_inside_its_directory(run: Path, tmp_path: Path) -> None:
     (run / "report").symlink_to(tmp_path / "victims")
     with pytest.raises(RunError, match=r"report/figures: leads out of"):
         write_report([run], top=0)
+    assert not (run / "explanations").exists()
     (run / "explanations").symlink_to(tmp_path / "victims")
     with pytest.raises(RunError, match=r"explanations/\w+: leads out of"):
         write_report([run], tmp_path / "elsewhere", top=1)
