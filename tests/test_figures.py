@@ -447,6 +447,7 @@ def test_heat_map_of_equal_accuracies_can_be_read():
     assert [text.get_color() for text in figure.axes[0].texts] == ["black"] * 2
 
 
+@pytest.mark.slow
 def test_heat_map_of_30_long_names_and_12_rates_does_not_overlap():
     rates = [10 ** (-i / 3) for i in range(12)]
     names = [f"an optimizer with quite a long name {i}" for i in range(30)]
