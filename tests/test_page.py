@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from test_report import EVIL, name_with_markup
 
 from analysis import load_trials, write_report
-from trainables import load_data
 
 DRIVER = shutil.which("chromedriver")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -24,7 +23,6 @@ pytestmark = pytest.mark.skipif(
     reason="needs Chromium and its driver (on Debian: apt-get install chromium chromium-driver)",
 )
 A4 = 718  # pixels of a page's width within Chromium's margins
-EVIL = "<script>alert(1)</script>"
 CONTRAST = """
   const luminance = (color) => {
     const parts = color.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
@@ -197,16 +195,9 @@ def test_on_paper_there_is_no_search_box_and_tables_are_whole(browser: webdriver
 def test_markup_from_outside_does_nothing(
     browser: webdriver.Chrome, finished_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    run, hostile = tmp_path / "run", tmp_path / "pictures"
+    run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    shutil.copytree(pictures, hostile)
-    (hostile / "red").rename(hostile / "<img src=x onerror=alert(1)>")
-    study = yaml.safe_load((run / "study.yaml").read_text())
-    study["name"] = EVIL
-    study["settings"]["data_dir"] = str(hostile)
-    study["data"]["fingerprint"] = load_data("folder", "train", hostile, seed=1).fingerprint()
-    study["data"]["class_names"] = sorted(folder.name for folder in hostile.iterdir())
-    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    name_with_markup(run, pictures, tmp_path / "pictures")
     page = visit(browser, write_report([run], top=2, device="cpu"))  # an alert would raise at the next command
     assert EVIL in page.find_element(By.TAG_NAME, "h1").text
     assert "<img src=x onerror=alert(1)>" in page.find_element(By.XPATH, "//h2[@id='classes']/..").text

@@ -193,9 +193,8 @@ def test_test_images_are_left_alone_at_top_0(run: Path) -> None:
     assert not (run / "explanations").exists()
 
 
-def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) -> None:
-    """Class names, run names and errors with markup in them show as they are."""
-    hostile = tmp_path / "pictures"
+def name_with_markup(run: Path, pictures: Path, hostile: Path) -> None:
+    """Let a copied run's name, and one of its classes, hold markup; its pictures are copied to ``hostile``."""
     shutil.copytree(pictures, hostile)
     (hostile / "red").rename(hostile / "<img src=x onerror=alert(1)>")
     study = yaml.safe_load((run / "study.yaml").read_text())
@@ -204,6 +203,11 @@ def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) 
     study["data"]["fingerprint"] = load_data("folder", "train", hostile, seed=1).fingerprint()
     study["data"]["class_names"] = sorted(folder.name for folder in hostile.iterdir())
     (run / "study.yaml").write_text(yaml.safe_dump(study))
+
+
+def test_names_from_outside_are_text(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Class names, run names and errors with markup in them show as they are."""
+    name_with_markup(run, pictures, tmp_path / "pictures")
     (failed, epochs), *_ = load_trials(run).query("status == 'completed'")[["trial_id", "epochs"]].to_numpy()
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     events = [e for e in events if (e.get("trial_id"), e.get("epoch")) != (failed, epochs)]  # it never came so far
