@@ -21,7 +21,7 @@ from analysis.remote import local_run, run_path, source
 from analysis.report import write_report
 from analysis.study_file import RunError, read_study
 from analysis.tables import write_table, write_text
-from analysis.trials import check_comparable, load_epochs, load_timeline, load_trials, varied
+from analysis.trials import check_comparable, command_of, load_epochs, load_timeline, load_trials, varied
 from trainables.errors import UserError
 
 # What a terminal shows of trials unless --columns says otherwise; files get every column.
@@ -82,6 +82,17 @@ def _tested(table: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Any], pd
     return of_runs
 
 
+def _commands(runs: Any) -> pd.DataFrame:
+    trials = load_trials(runs)
+    trials = trials[trials["seed"].notna()]  # a search that chooses as it goes has trials without settings yet
+    studies = {str(run): read_study(run) for run in _folders(runs)}
+    of = trials["run"] if "run" in trials else pd.Series(next(iter(studies)), trials.index)
+    commands = [
+        command_of(row, studies[run], str(row["trial_id"])) for run, (_, row) in zip(of, trials.iterrows(), strict=True)
+    ]
+    return trials[[name for name in ("run", "trial_id") if name in trials]].assign(command=commands)
+
+
 def _classes(predictions: pd.DataFrame) -> pd.DataFrame:
     tables = [class_accuracy(predictions)]
     if "superclass" in predictions:
@@ -93,6 +104,7 @@ def _classes(predictions: pd.DataFrame) -> pd.DataFrame:
 TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
     "trials": (load_trials, "trial asked for"),
     "epochs": (load_epochs, "epoch of each trial"),
+    "commands": (_commands, "trial, with the command that trains it again, alone and to its last epoch"),
     "measures": (load_measures, "map, measure and test image of each explained trial"),
     "recipes": (_recipes, "recipe, of its best configuration, best recipe first"),
     "claims": (_claims, "comparison that decides a claim, about recipes or about the explained trials' maps"),
@@ -120,6 +132,7 @@ EXAMPLES = {
         'runs/demo --query "epoch == 1" --sort=-val_accuracy',
         "runs/* --format parquet --output epochs.parquet",
     ),
+    "commands": ("runs/demo --query \"trial_id == '0123456789'\"",),
     "measures": ("runs/demo --query \"measure == 'gini'\"", "runs/* --format parquet --output measures.parquet"),
     "recipes": ("runs/demo --columns recipe,val_accuracy,val_low,val_high,num_seeds", "runs/a runs/b --format csv"),
     "claims": ("runs/demo --columns claim,verdict", "runs/demo --format csv --output claims.csv"),
@@ -231,6 +244,8 @@ def _table(args: argparse.Namespace) -> None:
         table = table[[name for name in telling if name in names and table[name].notna().any()]]
     if args.command == "claims" and args.format == "table" and not (args.query or args.sort or args.columns):
         write_text(claims_as_text(table) + "\n", args.output)
+    elif args.command == "commands" and args.format == "table" and args.columns is None:
+        write_text("".join(f"{command}\n" for command in table["command"]), args.output)  # whole, to be pasted
     else:
         write_table(table, args.format, args.output)
     if args.output:

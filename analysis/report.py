@@ -36,7 +36,15 @@ from analysis.predictions import predictions_of
 from analysis.remote import RunPath, is_uri, local_run, source
 from analysis.study_file import RunError, check_inside, read_study
 from analysis.tables import interval, percent
-from analysis.trials import HYPERPARAMETERS, check_comparable, load_epochs, load_timeline, load_trials, varied
+from analysis.trials import (
+    HYPERPARAMETERS,
+    check_comparable,
+    command_of,
+    load_epochs,
+    load_timeline,
+    load_trials,
+    varied,
+)
 from trainables.data import ImageData
 
 MAX_WARNINGS = 6
@@ -108,7 +116,11 @@ def write_report(
         "versions": studies[0]["versions"],
         "headline": _headline(recipes, explanations, trials, num_val, source(folders[won_in])),
         "recipes": _recipe_rows(recipes),
-        "best": _best(first, studies[won_in]),
+        "best": {
+            "trial_id": first.name,
+            "values": first[[*HYPERPARAMETERS, "seed"]].to_dict(),
+            "command": command_of(first, studies[won_in], "winner"),
+        },
         "looks_at": looks_at(winners[0], data) if data is not None and winners else "",
         "classes": class_rows(predictions, NUM_CLASSES) if predictions is not None else None,
         "measures": measure_table(winners[0]) if winners else None,
@@ -311,23 +323,6 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _best(row: pd.Series, study: dict[str, Any]) -> dict[str, Any]:
-    """Return a trial's whole configuration and the command that trains it alone."""
-    names = [*HYPERPARAMETERS, "seed"]
-    values = {name: row[name].item() if isinstance(row[name], np.generic) else row[name] for name in names}
-    settings = study["settings"]
-    # Everything that decides the result, whatever the preset that it is laid over.
-    same = ("dataset", "train_size", "val_fraction", "seed")
-    words = [f"{name}={'null' if settings[name] is None else settings[name]}" for name in same]
-    words.append(f"max_epochs={row['max_epochs']}")
-    words += [f"fixed.{name}={value}" for name, value in values.items()]
-    command = "python -m study run --name winner search=grid early_stopping=none 'space={}' num_trials=1 "
-    command += " ".join(shlex.quote(word) for word in words)
-    if settings["data_dir"]:
-        command += f" --data-dir {shlex.quote(settings['data_dir'])}"
-    return {"values": values, "trial_id": row.name, "command": command}
-
-
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
     names = varied(trials)
     ordered = trials.sort_values("val_accuracy", ascending=False, na_position="last")
@@ -352,11 +347,10 @@ def _number(value: float) -> str:
 def _method(studies: Sequence[dict[str, Any]], trials: pd.DataFrame) -> list[str]:
     """Say what was done with which images, and how it was judged."""
     settings, data = studies[0]["settings"], studies[0]["data"]
-    split = "official training images" if settings["dataset"].startswith("cifar") else "training images"
     texts = [
         f"{data['num_train_images']:,} images were trained on and {data['num_val_images']:,} validated: a stratified, "
-        f"seeded share of {percent(settings['val_fraction'], 0)} of the {split} was held out. Every choice rests on "
-        "validation alone."
+        f"seeded share of {percent(settings['val_fraction'], 0)} of the training images was held out. Every choice "
+        "rests on validation alone."
     ]
     if tested := _num_tested(trials):
         texts.append(

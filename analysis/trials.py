@@ -3,6 +3,7 @@
 import math
 import re
 import reprlib
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -294,6 +295,28 @@ def settings_of(row: pd.Series) -> TrialSettings:
     """Return the settings of a trial, given its row of :func:`load_trials`."""
     names = TrialSettings.model_fields
     return TrialSettings(**{n: row[n].item() if isinstance(row[n], np.generic) else row[n] for n in names})
+
+
+def command_of(row: pd.Series, study: dict[str, Any], name: str) -> str:
+    """Return the command that trains a trial again, alone and to its last epoch, whatever the preset.
+
+    On the same kind of CPU it gives the same metrics, bit for bit.
+
+    Args:
+        row: of :func:`load_trials`.
+        study: of the trial's run, from :func:`analysis.study_file.read_study`.
+        name: of the run that the command makes.
+    """
+    settings = study["settings"]
+    decides = ("dataset", "train_size", "val_fraction", "seed")  # which images, and which of them are held out
+    words = [f"{key}={'null' if settings[key] is None else settings[key]}" for key in decides]
+    if row["device"] == "cpu":  # sums depend on what adds them up
+        words += ["device=cpu", f"cpus_per_trial={settings.get('cpus_per_trial') or 'null'}"]
+    words += [f"max_epochs={row['max_epochs']}", "grace_period=1", "early_stopping=none", "equal_compute=false"]
+    words += ["search=grid", "num_trials=1", "space={}"]
+    words += [*(f"fixed.{key}={row[key]}" for key in (*HYPERPARAMETERS, "seed"))]
+    words += ["--data-dir", settings["data_dir"]] if settings["data_dir"] else []
+    return shlex.join(["python", "-m", "study", "run", "--name", name, *words])
 
 
 def check_comparable(runs: Sequence[Path], *, same_epochs: bool = False) -> None:

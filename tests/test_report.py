@@ -19,6 +19,7 @@ from analysis import RunError, compare_recipes, load_trials, read_study, top_tri
 from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
 from analysis.report import _chosen
 from analysis.tables import interval, percent
+from analysis.trials import command_of
 from explain import explain
 from study import load_settings, run_study
 from study.space import list_trials
@@ -168,18 +169,25 @@ def test_first_screen_answers(run: Path) -> None:
     assert percent(best["val_accuracy"]) in screen
 
 
-def test_the_winner_is_trained_again_by_the_printed_command(run: Path) -> None:
+def test_the_report_tells_how_to_train_the_winner_again(run: Path) -> None:
     markdown = write_report([run], top=0).with_suffix(".md").read_text()
-    words = shlex.split(next(line for line in markdown.splitlines() if "--name winner" in line))
-    overrides = [word for word in words if "=" in word]
-    again = load_settings("demo", overrides)
     trials = load_trials(run)
     best = trials[trials["status"] == "completed"].sort_values("val_accuracy").iloc[-1]
-    assert [trial.key() for trial in list_trials(again)] == [best["trial_id"]]
-    settings = read_study(run)["settings"]
-    for name in ("dataset", "train_size", "val_fraction", "seed", "max_epochs"):
-        assert getattr(again, name) == settings[name], name
-    assert words[words.index("--data-dir") + 1] == settings["data_dir"]
+    assert f"    {command_of(best, read_study(run), 'winner')}" in markdown.splitlines()
+
+
+@pytest.mark.parametrize("preset", ["demo", "setups"])
+def test_every_trial_has_a_command_that_trains_it_again(run: Path, preset: str) -> None:
+    study = read_study(run)
+    for _, row in load_trials(run).iterrows():
+        words = shlex.split(command_of(row, study, "again"))
+        assert words[: words.index("--name") + 2] == ["python", "-m", "study", "run", "--name", "again"]
+        again = load_settings(preset, [word for word in words if "=" in word])
+        assert [trial.key() for trial in list_trials(again)] == [row["trial_id"]]
+        for name in ("dataset", "train_size", "val_fraction", "seed", "max_epochs", "device", "cpus_per_trial"):
+            assert getattr(again, name) == study["settings"][name], name
+        assert again.early_stopping == "none"
+        assert words[words.index("--data-dir") + 1] == study["settings"]["data_dir"]
 
 
 def test_test_images_are_left_alone_at_top_0(run: Path) -> None:
