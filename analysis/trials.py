@@ -198,18 +198,21 @@ def _trial_table(run: Path) -> pd.DataFrame:
     rows += [{"trial_id": f"pending-{i + 1}", **nothing} for i in range(found, asked)]
     frame = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, *HYPERPARAMETERS])
     kinds = TRIAL_COLUMNS | {name: _DTYPES.get(_KINDS[name], "str") for name in HYPERPARAMETERS}
-    measured = pd.DataFrame([_measured(run, row["trial_id"], row.get("checkpoint")) for row in rows])
+    measured = pd.DataFrame([_measured(run, row["trial_id"], row.get("kept_as")) for row in rows])
     return pd.concat([frame.astype(kinds), measured.astype("float64")], axis=1)
 
 
 def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, float]:
-    """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best, or outdated."""
+    """Return what is known of a trial's maps; nothing if they are of another checkpoint than its best, or outdated.
+
+    Whether that checkpoint is still there does not matter: runs are published without.
+    """
     try:
         summary = read_json(run / "explanations" / trial_id / "summary.json")
     except RunError:
         return {}
     of = summary.get("checkpoint") if isinstance(summary, dict) else None
-    if not isinstance(of, str) or checkpoint is None or run / of != Path(checkpoint):
+    if not isinstance(of, str) or of != checkpoint:
         return {}
     if summary.get("format") != EXPLANATION_FORMAT:
         return {}
@@ -280,8 +283,9 @@ def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, An
         row["best_epoch"] = best["epoch"]
         row |= {name: best[name] for name in ("val_accuracy", "val_loss", "train_accuracy")}
         row["generalization_gap"] = best["train_accuracy"] - best["val_accuracy"]
-        if best.get("checkpoint") and (run / best["checkpoint"]).is_dir():
-            row["checkpoint"] = str(run / best["checkpoint"])
+        row["kept_as"] = best.get("checkpoint")
+        if row["kept_as"] and (run / row["kept_as"]).is_dir():
+            row["checkpoint"] = str(run / row["kept_as"])
     return row
 
 

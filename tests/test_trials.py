@@ -751,6 +751,15 @@ def test_measures_that_are_no_numbers_do_not_count(tmp_path):
     assert {"saliency_gini_low", "saliency_gini_high", "gradcam_gini"}.isdisjoint(found.index)
 
 
+def test_what_was_measured_stays_when_its_checkpoint_goes(tmp_path):
+    run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)], [checkpoint("a", 1)])
+    write_summary(run, test_accuracy=0.75, num_test_images=40)
+    shutil.rmtree(run / "tune")
+    found = load_trials(run).iloc[0]
+    assert (found["test_accuracy"], found["num_test_images"]) == (0.75, 40)
+    assert pd.isna(found["checkpoint"])
+
+
 @pytest.mark.parametrize("value", [1e9, -3, math.inf, NAN, True, "0.5", 10**400])
 def test_a_test_accuracy_that_is_no_share_does_not_count(tmp_path, value):
     run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)], [checkpoint("a", 1)])
