@@ -4,7 +4,6 @@ import importlib
 import io
 import json
 import os
-import shlex
 import signal
 import struct
 import subprocess
@@ -253,21 +252,6 @@ def test_every_table_is_a_command(
     expected = TABLES[name][0](Path("runs/small"))
     got = pd.read_parquet(f"{name}.parquet")
     pd.testing.assert_frame_equal(got, expected, check_dtype=name not in ("recipes",))
-
-
-def test_a_trial_is_repeated_by_the_command_that_its_row_gives(workplace: Path, ray_directory: str) -> None:
-    row = load_trials(workplace / "runs/small").iloc[-1]
-    asked = _command(
-        ray_directory, workplace, "analysis", "commands", "runs/small", "--query", f"seed == {row['seed']}"
-    )
-    command = next(line for line in asked.stdout.splitlines() if row["trial_id"] in line)
-    ran = _command(ray_directory, workplace, *shlex.split(command)[2:])
-    assert ran.returncode == 0, ran.stderr
-    metrics = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    before, after = (load_epochs(workplace / "runs" / name) for name in ("small", row["trial_id"]))
-    pd.testing.assert_frame_equal(
-        after[metrics], before[before["trial_id"] == row["trial_id"]][metrics].reset_index(drop=True), check_exact=True
-    )
 
 
 def test_tensorboard_finds_the_curves_in_the_run_directory(workplace: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from analysis import (
 )
 from analysis.compare import top_configurations
 from analysis.ray_session import ClusterError
-from analysis.trials import ENDED, HYPERPARAMETERS
+from analysis.trials import ENDED, HYPERPARAMETERS, command_of
 from study import SettingsError, StudyError, confirm_study, load_settings, resume_study, run_study
 from study.space import list_trials
 from trainables import (
@@ -140,6 +141,18 @@ def test_a_node_holds_one_copy_of_the_images(
     for places in seen:
         assert len(places) == 2
         assert all("/plasma" in place for place in places), places
+
+
+def test_the_command_of_a_row_trains_its_trial_again_bit_for_bit(finished_run: Path, tmp_path: Path) -> None:
+    row = load_trials(finished_run).query("status == 'stopped'").iloc[0]  # the first epochs are the same
+    words = shlex.split(command_of(row, read_study(finished_run), "again"))
+    overrides = [word for word in words if "=" in word]
+    settings = load_settings("demo", [*overrides, f"data_dir={words[words.index('--data-dir') + 1]}"])
+    assert run_study(settings, tmp_path / "again", show=False)
+    before, after = (load_epochs(run).set_index("epoch") for run in (finished_run, tmp_path / "again"))
+    assert after.index.to_list() == [1, 2, 3]
+    before = before[before["trial_id"] == row["trial_id"]].drop(columns=["epoch_seconds", "images_per_second"])
+    pd.testing.assert_frame_equal(after.loc[before.index, list(before)], before, check_exact=True)
 
 
 def test_checkpoint_of_the_best_epoch_is_kept(finished_run: Path) -> None:
