@@ -16,6 +16,7 @@ from rich.text import Text
 
 ENDED_STYLES = {"completed": "green", "stopped": "yellow", "diverged": "magenta", "failed": "red"}
 SHOWN_RUNNING, SHOWN_ENDED = 12, 5
+QUIET_SECONDS = 60  # after so long without a line, an epoch is worth one where there is no live view
 
 
 def duration(seconds: float) -> str:
@@ -63,7 +64,7 @@ class Progress:
         self._best: tuple[float, str] | None = None
         self._epochs_here = 0  # epochs run in this attempt
         self._ended_epochs: list[int] = []  # epochs of each trial that ended in this attempt
-        self._start = time.monotonic()
+        self._start = self._told = time.monotonic()
         self._live = (
             Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
             if self._console.is_terminal
@@ -103,6 +104,8 @@ class Progress:
         self._epochs_here += 1
         if not shown.val_accuracy <= (self._best[0] if self._best else -1.0) and not result["diverged"]:
             self._best = (shown.val_accuracy, f"{shown.recipe}  (epoch {shown.epoch}, trial {trial_id})")
+        if time.monotonic() - self._told >= QUIET_SECONDS:
+            self._tell(trial_id, shown, "running")
 
     def trial_ended(self, trial_id: str, status: str) -> None:
         """A trial ends as completed, stopped, diverged or failed."""
@@ -110,15 +113,20 @@ class Progress:
         self._ended[status] += 1
         self._ended_epochs.append(shown.epoch)
         self._last.append((trial_id, shown, status))
-        if not self._live:
-            best = f"best {self._best[0]:.3f}" if self._best else "none yet"
-            self._console.print(
-                f"{self._ended.total():>4}/{self._num_trials}  {trial_id}  {shown.recipe}  {status} at epoch "
-                f"{shown.epoch}, validation accuracy {shown.val_accuracy:.3f}; {best}; {self._time_line()}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+        self._tell(trial_id, shown, status)
+
+    def _tell(self, trial_id: str, shown: _Shown, status: str) -> None:
+        if self._live:
+            return
+        self._told = time.monotonic()
+        best = f"best {self._best[0]:.3f}" if self._best else "none yet"
+        self._console.print(
+            f"{self._ended.total():>4}/{self._num_trials}  {trial_id}  {shown.recipe}  {status} at epoch "
+            f"{shown.epoch}, validation accuracy {shown.val_accuracy:.3f}; {best}; {self._time_line()}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
     def _time_line(self) -> str:
         elapsed = time.monotonic() - self._start

@@ -83,6 +83,19 @@ def test_each_ended_trial_is_one_plain_line(clock, width):
     ]
 
 
+def test_a_long_trial_is_heard_of_once_a_minute(clock):
+    out = console(False)
+    with Progress("demo", 1, 10, VARIED, console=out) as progress:
+        progress.trial_started("aaaa", settings())
+        for epoch in range(1, 6):
+            clock.now += 25
+            progress.epoch_done("aaaa", result(epoch, epoch / 10))
+    assert out.file.getvalue().splitlines() == [
+        "   0/1  aaaa  optimizer=sgd  lr=0.1  running at epoch 3, validation accuracy 0.300; best 0.300; "
+        "1 min 15 s, about 2 min 55 s left",
+    ]
+
+
 def test_the_best_of_earlier_attempts_is_not_forgotten():
     out = console(False)
     row = {"trial_id": "old", "best_epoch": 7, "val_accuracy": 0.8} | dict.fromkeys(VARIED, "x")
