@@ -1,5 +1,7 @@
 """The parts of the benchmarks that compute: tables by hand. What they measure, they measure themselves."""
 
+import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,8 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import calibration, recipes, tables, training
+from analysis import load_trials
+from benchmarks import calibration, recipes, reference, tables, training
 from benchmarks import explain as explaining
+from study import load_settings
+from study.space import list_trials
 from trainables import ImageData, ResNet18, TrialSettings, load_data
 from trainables.setups import FORWARDS
 
@@ -147,3 +152,38 @@ def test_calibration_decides_by_the_ends_of_intervals():
         "biased: saliency lies on it less than on clean of networks"
     ]
     assert failing(scene=rows((0.05, 0.1))) == ["scene: gradcam lies off the object"]
+
+
+DEMO = Path(__file__).parent / "runs/demo"
+
+
+@pytest.mark.parametrize(("part", "trials"), [("search", 18), ("final", 3), ("grid", 18), ("setups", 18)])
+def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, tmp_path):
+    shutil.copytree(DEMO, tmp_path / "search")
+    words = reference.words_of(part, tmp_path)
+    settings = load_settings(words[words.index("--preset") + 1], [word for word in words if "=" in word])
+    asked = list_trials(settings)
+    assert len(asked) == trials
+    assert {trial.batch_size for trial in asked} == {128 if part == "setups" else 256}
+    if part == "final":
+        winner = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy").iloc[-1]
+        chosen = {(trial.optimizer, trial.lr, trial.augmentation) for trial in asked}
+        assert chosen == {(winner["optimizer"], winner["lr"], winner["augmentation"])}
+        assert [trial.seed for trial in list_trials(settings)].count(0) == 0  # the seed of the search
+
+
+def test_the_winner_of_the_search_is_compared_with_the_best_of_the_grid(tmp_path):
+    """In the grid another trial is the best, by what the log says."""
+    shutil.copytree(DEMO, tmp_path / "grid")
+    completed = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy")
+    winner, other = completed["trial_id"].iloc[[-1, 0]]
+    lines = [json.loads(line) for line in (DEMO / "events.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["event"] == "epoch" and line["trial_id"] in (winner, other):
+            line["val_accuracy"] = 0.25 if line["trial_id"] == winner else 0.75
+    (tmp_path / "grid/events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = reference.early_stopping(DEMO, tmp_path / "grid").iloc[-1]
+    assert own["method"] == "the search's winner here, mean of 1 seeds"
+    assert (own["loss"], own["found"]) == (0.5, False)
+    same = reference.early_stopping(DEMO, DEMO).iloc[-1]
+    assert (same["loss"], same["found"]) == (0, True)
