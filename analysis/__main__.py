@@ -24,11 +24,19 @@ from analysis.tables import write_table, write_text
 from analysis.trials import check_comparable, command_of, load_epochs, load_timeline, load_trials, varied
 from trainables.errors import UserError
 
-# What a terminal shows of trials unless --columns says otherwise; files get every column.
-KEY_COLUMNS = (
-    "run", "trial_id", "status", "epochs", "best_epoch", "val_accuracy", "test_accuracy", "train_accuracy",
-    "train_seconds",
-)  # fmt: skip
+# What a terminal shows of trials and recipes unless --columns says otherwise; files get every column.
+KEY_COLUMNS = {
+    "trials": ("run", "trial_id", "status", "epochs", "best_epoch", "val_accuracy", "test_accuracy", "train_accuracy",
+               "train_seconds"),
+    "recipes": ("budget", "recipe", "num_seeds", "confirmed", "censored", "epochs", "val_accuracy", "val_low",
+                "val_high", "test_accuracy", "generalization_gap", "train_seconds"),
+}  # fmt: skip
+# Tables of sentences and commands, which a terminal shows whole.
+AS_LINES: dict[str, Callable[[pd.DataFrame], str]] = {
+    "claims": claims_as_text,
+    "commands": lambda table: "\n".join(table["command"]),
+    "health": lambda table: "\n".join(table["text"]) or "nothing to warn of",
+}
 
 
 def _folders(runs: Any) -> list[Path]:
@@ -222,8 +230,10 @@ def _table(args: argparse.Namespace) -> None:
     load, _ = TABLES[args.command]
     table = load(args.runs[0] if len(args.runs) == 1 else args.runs)
     names = list(map(str, table.columns))
-    phase = ["phase"] if "phase" in names and (table["phase"] == "confirm").any() else []
-    telling = [*KEY_COLUMNS, *phase, *varied(table), *(name for name in ("stop_reason", "error") if name in names)]
+    telling = list(KEY_COLUMNS.get(args.command, ()))
+    if args.command == "trials":
+        phase = ["phase"] if (table["phase"] == "confirm").any() else []
+        telling += [*phase, *varied(table), "stop_reason", "error"]
     if args.query is not None:
         try:
             chosen_rows = table.eval(args.query)
@@ -240,12 +250,11 @@ def _table(args: argparse.Namespace) -> None:
         chosen = list(dict.fromkeys(name.strip() for name in args.columns.split(",")))  # each once
         _check(chosen, names, "--columns")
         table = table[chosen]
-    elif args.format == "table" and args.command == "trials":
+    elif args.format == "table" and telling:
         table = table[[name for name in telling if name in names and table[name].notna().any()]]
-    if args.command == "claims" and args.format == "table" and not (args.query or args.sort or args.columns):
-        write_text(claims_as_text(table) + "\n", args.output)
-    elif args.command == "commands" and args.format == "table" and args.columns is None:
-        write_text("".join(f"{command}\n" for command in table["command"]), args.output)  # whole, to be pasted
+    part_of_claims = args.command == "claims" and (args.query or args.sort)  # some of the rows decide nothing
+    if args.format == "table" and args.command in AS_LINES and args.columns is None and not part_of_claims:
+        write_text(AS_LINES[args.command](table) + "\n", args.output)
     else:
         write_table(table, args.format, args.output)
     if args.output:

@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from analysis import compare_recipes, decide, load_epochs, load_measures, load_trials
-from analysis.__main__ import TABLES
+from analysis import compare_recipes, decide, load_epochs, load_measures, load_trials, search_space_health
+from analysis.__main__ import KEY_COLUMNS, TABLES
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("train_size=300", "max_epochs=2", "space.augmentation=[none]", "fixed.width=8", "fixed.batch_size=50")
@@ -235,8 +235,15 @@ def test_recipes_and_health_are_tables(
     assert [row["recipe"] for row in recipes] == compare_recipes(load_trials("runs/small"), 30)["recipe"].to_list()
     assert recipes[0]["test_seeds"] == 1
     assert 0 < recipes[0]["gradcam_energy_on_object_low"] < recipes[0]["gradcam_energy_on_object"] < 1
-    assert main(["health", "runs/small", "--columns", "text"]) == 0
-    assert "lr tried" in capsys.readouterr().out
+    assert main(["recipes", "runs/small"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["budget", *KEY_COLUMNS["recipes"][1:]]
+    assert len(rows) == len(recipes)
+    assert main(["health", "runs/small"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == search_space_health(load_trials("runs/small"), 30)["text"].to_list()
+    assert main(["health", "runs/small", "--query", "warning == 'none'"]) == 0
+    assert capsys.readouterr().out == "nothing to warn of\n"
 
 
 @pytest.mark.parametrize("name", list(TABLES))

@@ -38,16 +38,38 @@ def test_explain_imports_nothing_of_the_project() -> None:
             assert not {name.split(".")[0] for name in names} & {"trainables", "analysis", "study"}, file
 
 
-def test_files_named_in_the_readme_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    tree = re.search(r"```\n(trainables/.*?)```", text, flags=re.DOTALL)
+def test_the_readme_names_every_module_and_nothing_else() -> None:
+    tree = re.search(r"```\n(trainables/.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert tree
-    folder = ""
+    folder, named = "", set()
     for line in filter(None, tree.group(1).splitlines()):
         name = line.split()[0]
         inside = line.startswith(" ")
         folder = folder if inside else name
-        path = folder + name if inside else name
+        named.add(folder + name if inside else name)
+    for path in named:
         assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
-        assert (ROOT / link).exists(), link
+    modules = {f"{package}/{file.name}" for package in PACKAGES for file in (ROOT / package).glob("*.py")}
+    assert {path for path in modules if not path.endswith("__init__.py")} == {n for n in named if n.endswith(".py")}
+
+
+def test_what_the_readme_imports_is_there() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    for node in ast.walk(ast.parse("\n".join(blocks))):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert {alias.name for alias in node.names} <= set(module.__all__)
+
+
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/README.md", "results/README.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """To files that exist, and to headings of these, by the anchors that GitHub gives them."""
+    for link in re.findall(r"(?:\]\(|src=\")(?!http)([^)\"]+)", (ROOT / name).read_text()):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, link

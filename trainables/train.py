@@ -132,7 +132,7 @@ def to_input(images: Tensor, resolution: int | None = None) -> Tensor:
     return F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
-def to_tensors(data: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
+def to_tensors(data: ImageData, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return images (N, H, W, 3) uint8 and labels (N,) int64 on a device, sharing memory where they can."""
     with warnings.catch_warnings():
         # Arrays out of Ray's object store are read-only; nothing here writes to them.
