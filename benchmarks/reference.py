@@ -39,14 +39,21 @@ PARTS: dict[str, tuple[str, ...]] = {
     "setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=12", "equal_compute=false", *SMALL),
 }  # fmt: skip
 WINNER = ["optimizer", "lr", "augmentation"]  # what the search decides
+# Of a run: all but weights, and the maps themselves.
+KEPT = ("study.yaml", "manifest.json", "events.jsonl", "explanations/*/summary.json", "explanations/*/measures.parquet")
 CONFIRMED = {"grid": (4, 3)}  # configurations, and fresh seeds of each
 
 
-def words_of(part: str, runs: Path = RUNS) -> list[str]:
+def place_of(part: str) -> Path:
+    """Return where a part lies: the run itself, or without it what was published of it."""
+    return RUNS / part if (RUNS / part).exists() else PUBLISHED / part
+
+
+def words_of(part: str) -> list[str]:
     """Return what ``python -m study run`` is given for a part; ``final`` trains the search's winner."""
     words = ["--name", part, *PARTS[part]]
     if part == "final":
-        winner = best_configuration(load_trials(runs / "search")).iloc[0]
+        winner = best_configuration(load_trials(place_of("search"))).iloc[0]
         words += [f"fixed.{name}={winner[name]}" for name in WINNER]
     return words
 
@@ -70,7 +77,7 @@ def run_part(part: str, data_dir: Path | None) -> bool:
 
 def publish(data_dir: Path | None) -> None:
     """Explain the networks of ``final`` and ``setups``; write tables, report and figures of all parts."""
-    found = [RUNS / part for part in PARTS if (RUNS / part).exists()]
+    found = [run for run in map(place_of, PARTS) if run.exists()]
     for run in found:
         trials = load_trials(run)
         kept = trials[trials["checkpoint"].notna()]
@@ -78,22 +85,21 @@ def publish(data_dir: Path | None) -> None:
             explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
     report = write_report(sorted(found, key=lambda run: run.name != "final"), PUBLISHED, data_dir=data_dir, tell=print)
     report.unlink()  # its figures and tables are those of report.md
-    for run in found:
-        copy = PUBLISHED / run.name
-        copy.mkdir(exist_ok=True)
-        for name in ("study.yaml", "manifest.json", "events.jsonl"):
-            shutil.copyfile(run / name, copy / name)
-        for file in run.glob("explanations/*/summary.json"):
-            (copy / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy / file.relative_to(run))
-    # From what was published, so that whoever has it gets the same tables.
     copies = {run.name: PUBLISHED / run.name for run in found}
+    for run in found:
+        for name in KEPT:
+            for file in run.glob(name):
+                copy = copies[run.name] / file.relative_to(run)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                if copy != file:
+                    shutil.copyfile(file, copy)
+    # From what was published, so that whoever has it gets the same tables.
     tables = {
         "parts": pd.concat([summary(copy) for copy in copies.values()]),
         "trials": over(copies, load_trials).drop(columns="checkpoint"),
         "epochs": over(copies, load_epochs),
         "comparison": over(copies, lambda run: compare_recipes(load_trials(run), num_val_images(run))),
-        "claims": over({run.name: run for run in found}, claims),
+        "claims": over(copies, claims),
     }
     if {"search", "grid"} <= set(copies):
         tables["early_stopping"] = early_stopping(copies["search"], copies["grid"])

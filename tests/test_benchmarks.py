@@ -158,9 +158,10 @@ DEMO = Path(__file__).parent / "runs/demo"
 
 
 @pytest.mark.parametrize(("part", "trials"), [("search", 18), ("final", 3), ("grid", 18), ("setups", 18)])
-def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, tmp_path):
+def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "RUNS", tmp_path)
     shutil.copytree(DEMO, tmp_path / "search")
-    words = reference.words_of(part, tmp_path)
+    words = reference.words_of(part)
     settings = load_settings(words[words.index("--preset") + 1], [word for word in words if "=" in word])
     asked = list_trials(settings)
     assert len(asked) == trials
@@ -187,3 +188,25 @@ def test_the_winner_of_the_search_is_compared_with_the_best_of_the_grid(tmp_path
     assert (own["loss"], own["found"]) == (0.5, False)
     same = reference.early_stopping(DEMO, DEMO).iloc[-1]
     assert (same["loss"], same["found"]) == (0, True)
+
+
+def test_what_is_published_comes_from_what_was_published(tmp_path, monkeypatch):
+    """Once with the runs and once without: the same tables."""
+    monkeypatch.setattr(reference, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "published")
+    for part in ("search", "grid"):
+        shutil.copytree(DEMO, tmp_path / "runs" / part)
+    reference.publish(None)
+    names = [f"{name}.csv" for name in ("parts", "trials", "epochs", "comparison", "claims", "early_stopping")]
+    tables = [(tmp_path / "published" / name).read_text() for name in names]
+    assert (tmp_path / "published/report.md").exists()
+    assert not (tmp_path / "published/report.html").exists()
+    trials = pd.read_csv(tmp_path / "published/trials.csv")
+    assert trials["part"].to_list() == ["search"] * 8 + ["grid"] * 8
+    assert trials["val_accuracy"].to_list() == 2 * load_trials(DEMO)["val_accuracy"].to_list()
+    parts = pd.read_csv(tmp_path / "published/parts.csv")
+    times = [json.loads(line)["time"] for line in (DEMO / "events.jsonl").read_text().splitlines() if "trial_" in line]
+    assert parts["hours"].to_list() == pytest.approx([(max(times) - min(times)) / 3600] * 2, abs=0.01)
+    shutil.rmtree(tmp_path / "runs")
+    reference.publish(None)
+    assert [(tmp_path / "published" / name).read_text() for name in names] == tables
