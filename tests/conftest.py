@@ -13,9 +13,6 @@ import ray
 import torch
 from PIL import Image
 
-# For trials and commands in processes of their own: with several threads each, on few cores, they wait for each other.
-os.environ["OMP_THREAD_LIMIT"] = "1"
-
 # Small enough for seconds; the trials with a learning rate of 1e-7 learn nothing, so ASHA stops them.
 TINY = (
     "dataset=folder",

@@ -337,6 +337,7 @@ def damage(run: Path, how: str) -> None:
             file.unlink()
 
 
+@pytest.mark.slow
 def test_who_reads_the_output_goes_away(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
     """As where a connection breaks, or what the output was piped into ends: nobody is left to tell."""
     run, start = drivers.directory / "runs/run", time.monotonic()
