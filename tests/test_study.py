@@ -143,6 +143,7 @@ def test_a_node_holds_one_copy_of_the_images(
         assert all("/plasma" in place for place in places), places
 
 
+@pytest.mark.slow
 def test_the_command_of_a_row_trains_its_trial_again_bit_for_bit(finished_run: Path, tmp_path: Path) -> None:
     row = load_trials(finished_run).query("status == 'stopped'").iloc[0]  # the first epochs are the same
     words = shlex.split(command_of(row, read_study(finished_run), "again"))
