@@ -93,7 +93,7 @@ def _tested(table: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Any], pd
 def _commands(runs: Any) -> pd.DataFrame:
     trials = load_trials(runs)
     trials = trials[trials["seed"].notna()]  # a search that chooses as it goes has trials without settings yet
-    studies = {str(run): read_study(run) for run in _folders(runs)}
+    studies = {str(run): read_study(run) for run in (runs if isinstance(runs, list) else [runs])}
     of = trials["run"] if "run" in trials else pd.Series(next(iter(studies)), trials.index)
     commands = [
         command_of(row, studies[run], str(row["trial_id"])) for run, (_, row) in zip(of, trials.iterrows(), strict=True)

@@ -318,7 +318,7 @@ def command_of(row: pd.Series, study: dict[str, Any], name: str) -> str:
         words += ["device=cpu", f"cpus_per_trial={settings.get('cpus_per_trial') or 'null'}"]
     words += [f"max_epochs={row['max_epochs']}", "grace_period=1", "early_stopping=none", "equal_compute=false"]
     words += ["search=grid", "num_trials=1", "space={}"]
-    words += [*(f"fixed.{key}={row[key]}" for key in (*HYPERPARAMETERS, "seed"))]
+    words += [f"fixed.{key}={row[key]}" for key in (*HYPERPARAMETERS, "seed")]
     words += ["--data-dir", settings["data_dir"]] if settings["data_dir"] else []
     return shlex.join(["python", "-m", "study", "run", "--name", name, *words])
 

@@ -62,8 +62,8 @@ def run_part(part: str, data_dir: Path | None) -> bool:
     """Run a part, or go on with it; return whether it ended."""
     run = RUNS / part
     if not run.exists():
-        words = words_of(part)
-        overrides = [word for word in words if "=" in word] + ([f"data_dir={data_dir}"] if data_dir else [])
+        words = words_of(part) + ([f"data_dir={data_dir}"] if data_dir else [])
+        overrides = [word for word in words if "=" in word]
         command = shlex.join(["python", "-m", "study", "run", *words])
         print(command, flush=True)
         ended = run_study(load_settings(words[words.index("--preset") + 1], overrides), run, command=command)
