@@ -13,6 +13,12 @@ import ray
 import torch
 from PIL import Image
 
+# Ray of the tests, also where a test lets a command start it, has one CPU: trials run one at a time, so that ASHA
+# decides the same every time, and in one thread, for beside other processes the threads of a trial wait for each other.
+os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 1})
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+
 # Small enough for seconds; the trials with a learning rate of 1e-7 learn nothing, so ASHA stops them.
 TINY = (
     "dataset=folder",
@@ -20,7 +26,6 @@ TINY = (
     "val_fraction=0.25",
     "max_epochs=3",
     "grace_period=1",
-    "cpus_per_trial=2",
     "fixed.width=4",
     "fixed.batch_size=16",
     "fixed.warmup_epochs=0",
@@ -52,18 +57,32 @@ def tiny(pictures: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def ray_session() -> Iterator[str]:
     """A local Ray with its own directory, for all studies of the tests; nobody else's Ray is touched."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=directory)
-        yield
+        _start_ray(directory)
+        yield directory
         ray.shutdown()
 
 
+@pytest.fixture
+def two_cpus(ray_session: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For one test, Ray with two CPUs."""
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 2}))
+        ray.shutdown()
+        _start_ray(ray_session)
+        yield
+    ray.shutdown()
+    _start_ray(ray_session)
+
+
+def _start_ray(directory: str) -> None:
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=directory)
+
+
 @pytest.fixture(scope="session")
-def finished_run(ray_session: None, tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(ray_session: str, tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a tiny study that ran to its end."""
     from study import load_settings, run_study
 

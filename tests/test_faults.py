@@ -33,7 +33,7 @@ from study import StudyError, load_settings, resume_study, run_study
 # Six trials of up to four epochs of a second or less; the rates of 1e-6 are stopped at the first rung or the second.
 STUDY = (
     "dataset=folder", "train_size=null", "val_fraction=0.25", "max_epochs=4", "grace_period=1", "reduction_factor=2",
-    "cpus_per_trial=2", "fixed.width=4", "fixed.batch_size=8", "fixed.warmup_epochs=0", "fixed.precision=fp32",
+    "fixed.width=4", "fixed.batch_size=8", "fixed.warmup_epochs=0", "fixed.precision=fp32",
     "space.lr=[0.05,0.02,1e-6]", "space.augmentation=[none,flip+crop]", "space.optimizer=[sgd]", "seed=3",
 )  # fmt: skip
 NOT_COMPARED = ["train_seconds", "images_per_second", "epoch_seconds", "checkpoint", "device"]
@@ -53,7 +53,7 @@ def overrides(pictures: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: None, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ray_session: str, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert run_study(load_settings("demo", overrides), run, show=False)
     trials = load_trials(run)
@@ -226,7 +226,7 @@ def test_only_a_trials_own_errors_are_its_failures(
 
 
 def test_a_trial_whose_worker_always_dies_fails_in_the_end(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: str
 ) -> None:
     original = study.attempt.run_trial
 
@@ -337,7 +337,6 @@ def damage(run: Path, how: str) -> None:
             file.unlink()
 
 
-@pytest.mark.slow
 def test_who_reads_the_output_goes_away(undisturbed: Path, overrides: list[str], drivers: Drivers) -> None:
     """As where a connection breaks, or what the output was piped into ends: nobody is left to tell."""
     run, start = drivers.directory / "runs/run", time.monotonic()
@@ -526,8 +525,9 @@ def test_a_worker_is_killed_for_memory(undisturbed: Path, overrides: list[str], 
 
 
 NODES = """
-import json, sys, threading, time
+import json, os, sys, threading, time
 from pathlib import Path
+del os.environ["RAY_OVERRIDE_RESOURCES"]
 import ray
 from ray.cluster_utils import Cluster
 from analysis import load_trials
@@ -536,7 +536,7 @@ from study import load_settings, run_study
 run = Path("runs/run").absolute()
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 ray.init(address=cluster.address, log_to_driver=False)
-nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
+nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
 cluster.wait_for_nodes()
 ended = []
 settings = load_settings("demo", sys.argv[1:])
@@ -550,7 +550,7 @@ def epochs():
 while len(epochs()) < 6:
     time.sleep(0.05)
 free = ray._private.state.available_resources_per_node()
-victim = next(node for node in nodes if free[node.node_id].get("CPU", 0) < 2)
+victim = next(node for node in nodes if free[node.node_id].get("CPU", 0) < 1)
 killed = time.time()
 cluster.remove_node(victim, allow_graceful=False)
 thread.join()
@@ -561,7 +561,7 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_node_is_killed(ray_session: None, overrides: list[str], drivers: Drivers, tmp_path: Path) -> None:
+def test_a_node_is_killed(ray_session: str, overrides: list[str], drivers: Drivers, tmp_path: Path) -> None:
     """Trials run side by side here, so that the order of ASHA's decisions is chance: all of them run to their end."""
     run, start = drivers.directory / "runs/run", time.monotonic()
     code, output = drivers.end("-c", NODES, *overrides, "early_stopping=none")

@@ -10,12 +10,14 @@ from study import load_settings
 from study.resources import check_storage_is_shared, share_out
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
     ("overrides", "num_trials", "cpus", "concurrent"),
     [([], 1, 2, 1), ([], 2, 1, 2), ([], 48, 1, 2), (["cpus_per_trial=2"], 48, 2, 1), (["cpus_per_trial=1"], 1, 1, 2)],
 )
-def test_cores_are_shared_among_trials(overrides: list[str], num_trials: int, cpus: int, concurrent: int) -> None:
+def test_cores_are_shared_among_trials(
+    overrides: list[str], num_trials: int, cpus: int, concurrent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     resources = share_out(load_settings("demo", ["device=cpu", *overrides]), "local", num_trials)
     assert (resources.cpus, resources.gpus, resources.concurrent) == (cpus, 0, concurrent)
 

@@ -62,7 +62,8 @@ def test_json_without_rows_is_an_empty_list(tmp_path: Path) -> None:
 def unfinished(run: Path, **settings: Any) -> Path:
     """Write a run of one trial that no epoch was run of, and of two more of which nothing is known."""
     run.mkdir()
-    asked = {"search": "optuna", "num_trials": 3, "val_fraction": 0.1, "seed": 0, "max_epochs": 1} | settings
+    asked = {"dataset": "cifar100", "data_dir": None, "train_size": None, "val_fraction": 0.1, "seed": 0}
+    asked |= {"search": "optuna", "num_trials": 3, "max_epochs": 1} | settings
     data = {"class_names": ["car", "cat"], "num_val_images": 9, "fingerprint": "f"}
     (run / "study.yaml").write_text(yaml.safe_dump({"name": "x", "settings": asked, "data": data}))
     trial = {"trial_id": "a", "settings": TrialSettings(max_epochs=1).model_dump()}
@@ -79,7 +80,11 @@ def test_of_a_run_with_nothing_finished_every_table_can_be_had(
     assert main([name, run]) == 0
     assert capsys.readouterr().out.strip()
     assert main([name, run, "--format", "json", "--output", str(file)]) == 0
-    assert len(json.loads(file.read_text())) == {"trials": 3, "claims": len(TABLES["claims"][0](run))}.get(name, 0)
+    assert len(json.loads(file.read_text())) == {
+        "trials": 3,
+        "commands": 1,
+        "claims": len(TABLES["claims"][0](run)),
+    }.get(name, 0)
 
 
 def test_recipes_of_a_run_with_nothing_finished_are_refused_in_a_sentence(
