@@ -21,7 +21,15 @@ from analysis.remote import local_run, run_path, source
 from analysis.report import write_report
 from analysis.study_file import RunError, read_study
 from analysis.tables import write_table, write_text
-from analysis.trials import check_comparable, command_of, load_epochs, load_timeline, load_trials, varied
+from analysis.trials import (
+    HYPERPARAMETERS,
+    check_comparable,
+    command_of,
+    load_epochs,
+    load_timeline,
+    load_trials,
+    varied,
+)
 from trainables.errors import UserError
 
 # What a terminal shows of trials and recipes unless --columns says otherwise; files get every column.
@@ -234,6 +242,9 @@ def _table(args: argparse.Namespace) -> None:
     if args.command == "trials":
         phase = ["phase"] if (table["phase"] == "confirm").any() else []
         telling += [*phase, *varied(table), "stop_reason", "error"]
+    if args.command == "recipes":  # whose names say what varies in kind only
+        numbers = table.select_dtypes("number")
+        telling[2:2] = [name for name in HYPERPARAMETERS if name in numbers]
     if args.query is not None:
         try:
             chosen_rows = table.eval(args.query)
@@ -253,7 +264,8 @@ def _table(args: argparse.Namespace) -> None:
     elif args.format == "table" and telling:
         table = table[[name for name in telling if name in names and table[name].notna().any()]]
     part_of_claims = args.command == "claims" and (args.query or args.sort)  # some of the rows decide nothing
-    if args.format == "table" and args.command in AS_LINES and args.columns is None and not part_of_claims:
+    unasked = args.columns is None and not part_of_claims and not (args.query and table.empty)
+    if args.format == "table" and args.command in AS_LINES and unasked:
         write_text(AS_LINES[args.command](table) + "\n", args.output)
     else:
         write_table(table, args.format, args.output)

@@ -304,7 +304,8 @@ def settings_of(row: pd.Series) -> TrialSettings:
 def command_of(row: pd.Series, study: dict[str, Any], name: str) -> str:
     """Return the command that trains a trial again, alone and to its last epoch, whatever the preset.
 
-    On the same kind of CPU it gives the same metrics, bit for bit.
+    With the same images and versions of the packages, and on the same kind of CPU, it gives the same metrics, bit for
+    bit; a trial that was stopped goes on after them.
 
     Args:
         row: of :func:`load_trials`.

@@ -2,33 +2,38 @@
 
 python -m benchmarks.reference                    hours on two cores: results/cifar100/parts.csv says how many
 python -m benchmarks.reference --only grid        a part alone: search, final, grid or setups
-python -m benchmarks.reference --only publish     tables, report and figures of the parts that there are
+python -m benchmarks.reference --only publish     tables, reports and figures of the parts that have ended
 
 CIFAR-100 is read from (or downloaded into) data/, or --data-dir. Each part is a study in runs/; Ctrl-C ends it, and the
 same command goes on. Scales are chosen for two cores, where an epoch of 45,000 images takes ResNet-18 of full width
-some three minutes at 16 pixels, and eight at 32.
+some three minutes at 16 pixels, and eight at 32; there, trials of two threads run one at a time.
 """
 
 import argparse
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from analysis import compare_recipes, decide, load_epochs, load_measures, load_timeline, load_trials, read_study
-from analysis.compare import best_configuration
+from analysis.compare import best_configuration, top_configurations
 from analysis.explanations import explain_trials, load_test_data
+from analysis.intervals import paired_over_seeds
 from analysis.report import write_report
 from analysis.rungs import early_stopping_loss, learning_curves, rungs
+from analysis.trials import ENDED
 from study import confirm_study, load_settings, resume_study, run_study
+from trainables.errors import UserError
 
 RUNS, PUBLISHED = Path("runs"), Path("results/cifar100")
 SPACE = ("space.optimizer=[sgd,adam,muon]", "space.augmentation=[none,flip+crop]", "fixed.batch_size=256")
 SMALL = ("fixed.width=16", "fixed.resolution=16", "cpus_per_trial=1")
 PARTS: dict[str, tuple[str, ...]] = {
-    # Which recipe wins? All of it at 16 pixels; one trial at a time, so that ASHA decides the same in every run of it.
+    # Which recipe wins?
     "search": ("--preset", "cifar100", *SPACE, "max_epochs=9", "fixed.resolution=16", "cpus_per_trial=2"),
     # The winner, with seeds that had no part in choosing it, for longer, up to 28 pixels and with softer targets.
     "final": ("--preset", "cifar100", "space={seed: [1, 2, 3]}", "early_stopping=none", "max_epochs=14",
@@ -39,73 +44,105 @@ PARTS: dict[str, tuple[str, ...]] = {
     "setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=12", "equal_compute=false", *SMALL),
 }  # fmt: skip
 WINNER = ["optimizer", "lr", "augmentation"]  # what the search decides
-# Of a run: all but weights, and the maps themselves.
+TOP, SEEDS = 2, 5  # recipes of the grid that are confirmed, and with how many seeds
+ALL_EXPLAINED = ("final", "setups")  # of the others, what a report explains
+# Of a run: all but weights, maps and predictions.
 KEPT = ("study.yaml", "manifest.json", "events.jsonl", "explanations/*/summary.json", "explanations/*/measures.parquet")
-CONFIRMED = {"grid": (4, 3)}  # configurations, and fresh seeds of each
 
 
-def place_of(part: str) -> Path:
-    """Return where a part lies: the run itself, or without it what was published of it."""
-    return RUNS / part if (RUNS / part).exists() else PUBLISHED / part
+def place_of(part: str) -> Path | None:
+    """Return where a part that has ended lies: its run, or without that what was published of it."""
+    for run in (RUNS / part, PUBLISHED / part):
+        if run.exists() and load_trials(run)["status"].isin(ENDED).all():
+            return run
+    return None
+
+
+def winner_of_search() -> pd.Series:
+    """Return the best trial of the search.
+
+    Raises:
+        UserError: if the search has not ended.
+    """
+    if not (search := place_of("search")):
+        raise UserError("the search has not ended, which says what to train; first: --only search")
+    return best_configuration(load_trials(search)).iloc[0]
 
 
 def words_of(part: str) -> list[str]:
     """Return what ``python -m study run`` is given for a part; ``final`` trains the search's winner."""
     words = ["--name", part, *PARTS[part]]
     if part == "final":
-        winner = best_configuration(load_trials(place_of("search"))).iloc[0]
+        winner = winner_of_search()
         words += [f"fixed.{name}={winner[name]}" for name in WINNER]
     return words
+
+
+def winner_in(grid: Path) -> list[str]:
+    """Return the id of the trial that is in the grid what the winner is in the search; it is confirmed, too."""
+    trials = load_trials(grid).query("phase == 'search'")
+    return trials[_is(trials, winner_of_search())]["trial_id"].to_list()
+
+
+def _is(trials: pd.DataFrame, configuration: pd.Series) -> pd.Series:
+    return (trials[WINNER] == configuration[WINNER]).all(axis=1)
 
 
 def run_part(part: str, data_dir: Path | None) -> bool:
     """Run a part, or go on with it; return whether it ended."""
     run = RUNS / part
     if not run.exists():
-        words = words_of(part) + ([f"data_dir={data_dir}"] if data_dir else [])
-        overrides = [word for word in words if "=" in word]
+        words = words_of(part)
+        if data_dir:  # as a YAML string, whatever characters it has
+            words.append(f"data_dir={yaml.safe_dump(str(data_dir.absolute())).splitlines()[0]}")
         command = shlex.join(["python", "-m", "study", "run", *words])
         print(command, flush=True)
-        ended = run_study(load_settings(words[words.index("--preset") + 1], overrides), run, command=command)
+        settings = load_settings(words[words.index("--preset") + 1], [word for word in words if "=" in word])
+        ended = run_study(settings, run, command=command)
     else:
-        ended = resume_study(run)
-    if not ended or part not in CONFIRMED:
-        return ended
-    top, seeds = CONFIRMED[part]
-    return confirm_study(run, top=top, seeds=seeds)
+        ended = place_of(part) == run or resume_study(run)
+    if ended and part == "grid" and not (load_trials(run)["phase"] == "confirm").any():
+        return confirm_study(run, top=TOP, trials=winner_in(run), seeds=SEEDS)
+    return ended
 
 
 def publish(data_dir: Path | None) -> None:
-    """Explain the networks of ``final`` and ``setups``; write tables, report and figures of all parts."""
-    found = [run for run in map(place_of, PARTS) if run.exists()]
-    for run in found:
-        trials = load_trials(run)
-        kept = trials[trials["checkpoint"].notna()]
-        if run.name in ("final", "setups") and len(kept):
-            explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
-    report = write_report(sorted(found, key=lambda run: run.name != "final"), PUBLISHED, data_dir=data_dir, tell=print)
-    report.unlink()  # its figures and tables are those of report.md
-    copies = {run.name: PUBLISHED / run.name for run in found}
-    for run in found:
-        for name in KEPT:
-            for file in run.glob(name):
-                copy = copies[run.name] / file.relative_to(run)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                if copy != file:
-                    shutil.copyfile(file, copy)
+    """Write a report of each part that has ended, and tables over all of them."""
+    ended = {part: place for part in PARTS if (place := place_of(part))}
+    if not ended:
+        raise UserError(f"{RUNS}: no part of the reference study has ended yet")
+    for part, run in ended.items():
+        if run.parent == RUNS:
+            publish_part(run, PUBLISHED / part, data_dir)
     # From what was published, so that whoever has it gets the same tables.
+    copies = {part: PUBLISHED / part for part in ended}
     tables = {
         "parts": pd.concat([summary(copy) for copy in copies.values()]),
         "trials": over(copies, load_trials).drop(columns="checkpoint"),
         "epochs": over(copies, load_epochs),
-        "comparison": over(copies, lambda run: compare_recipes(load_trials(run), num_val_images(run))),
-        "claims": over(copies, claims),
+        "comparison": over(copies, recipes),
+        "claims": over(copies, lambda run: decide(load_measures(run), load_trials(run), load_epochs(run))),
     }
-    if {"search", "grid"} <= set(copies):
-        tables["early_stopping"] = early_stopping(copies["search"], copies["grid"])
+    if "grid" in copies:
+        tables["early_stopping"] = early_stopping(copies["grid"], winner_of_search())
     for name, table in tables.items():
         table.to_csv(PUBLISHED / f"{name}.csv", index=False)
         print(f"{len(table)} rows: {PUBLISHED / name}.csv")
+
+
+def publish_part(run: Path, copy: Path, data_dir: Path | None) -> None:
+    """Explain a part's networks, and copy all of it but weights, maps and predictions; its report stands beside it."""
+    trials = load_trials(run)
+    kept = trials[trials["checkpoint"].notna()]
+    if run.name in ALL_EXPLAINED:
+        explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
+    shutil.rmtree(copy, ignore_errors=True)  # also what was explained of trials before these
+    write_report([run], copy, data_dir=data_dir, tell=print).unlink()  # report.md has the same
+    for name in KEPT:
+        for file in run.glob(name):
+            there = copy / file.relative_to(run)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, there)
 
 
 def over(runs: dict[str, Path], table: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -113,12 +150,8 @@ def over(runs: dict[str, Path], table: Callable[[Path], pd.DataFrame]) -> pd.Dat
     return pd.concat([table(run).assign(part=name) for name, run in runs.items()]).set_index("part").reset_index()
 
 
-def num_val_images(run: Path) -> int:
-    return int(read_study(run)["data"]["num_val_images"])
-
-
-def claims(run: Path) -> pd.DataFrame:
-    return decide(load_measures(run), load_trials(run), load_epochs(run))
+def recipes(run: Path) -> pd.DataFrame:
+    return compare_recipes(load_trials(run), int(read_study(run)["data"]["num_val_images"]))
 
 
 def summary(run: Path) -> pd.DataFrame:
@@ -127,10 +160,19 @@ def summary(run: Path) -> pd.DataFrame:
     attempts = timeline.groupby("attempt")
     hours = (attempts["end_seconds"].max() - attempts["start_seconds"].min()).sum() / 3600
     machine = study["machine"]
+    commands = [study["command"]]
+    if (trials["phase"] == "confirm").any():
+        chosen = " ".join(winner_in(run))
+        commands.append(f"python -m study confirm runs/{run.name} --top {TOP} --trials {chosen} --seeds {SEEDS}")
+    if run.name in ALL_EXPLAINED:
+        commands.append(f"python -m analysis explain runs/{run.name} --all")
+    commands.append(f"python -m analysis report runs/{run.name}")
     return pd.DataFrame(
         {
             "part": run.name,
             "trials": len(trials),
+            "completed": (trials["status"] == "completed").sum(),
+            "stopped": (trials["status"] == "stopped").sum(),
             "epochs": trials["epochs"].sum(),
             "images": study["data"]["num_train_images"],
             "width": trials["width"].iloc[0],
@@ -139,42 +181,57 @@ def summary(run: Path) -> pd.DataFrame:
             "machine": ", ".join([f"{machine['cores']} cores of {machine['processor']}", *machine["gpus"]]),
             "versions": ", ".join(f"{name} {number}" for name, number in study["versions"].items()),
             "begun": study["created"],
-            "command": study["command"],
+            "commands": "; ".join(commands),
         },
         index=[0],
     )
 
 
-def early_stopping(search: Path, grid: Path) -> pd.DataFrame:
+def early_stopping(grid: Path, winner: pd.Series) -> pd.DataFrame:
     """Return what ASHA would have cost on the grid, and by how much the search's winner is worse than the grid's best.
 
-    The latter over the fresh seeds of the grid, if the search's winner is among what was confirmed there.
+    The latter is of fresh seeds, on which neither was chosen: it may well be negative.
+
+    Args:
+        grid: a run without early stopping, confirmed.
+        winner: the best trial of the search.
+
+    Returns:
+        Of each ``method``: ``epochs``, ``loss`` (validation accuracy of the last epoch, with the ends of its 95 %
+        interval ``low`` and ``high``, and of ``n`` orders of arrival or seeds), ``found`` (whether, or how often, the
+        best was picked).
     """
-    trials = load_trials(grid)
-    curves = learning_curves(trials[trials["phase"] == "search"], load_epochs(grid))
-    picked = early_stopping_loss(curves, rungs(len(curves.columns)))
-    winner = best_configuration(load_trials(search)).iloc[0]
-    seen = trials[trials["phase"] == "confirm"]
-    if not (seen[WINNER] == winner[WINNER]).all(axis=1).any():
-        seen = trials[trials["phase"] == "search"]
-    means = seen.groupby(WINNER, observed=True)["val_accuracy"].agg(["mean", "count"])
-    own = means.loc[tuple(winner[WINNER])]
-    loss = means["mean"].max() - own["mean"]
-    row = {"method": f"the search's winner here, mean of {own['count']:.0f} seeds", "loss": loss, "found": loss == 0}
-    return pd.concat([picked, pd.DataFrame([row])]).round(4)
+    trials, epochs = load_trials(grid), load_epochs(grid)
+    searched, again = (trials[trials["phase"] == phase] for phase in ("search", "confirm"))
+    curves = learning_curves(searched, epochs)
+    rows = early_stopping_loss(curves, rungs(len(curves.columns))).assign(n=[1000, 1])
+    if again.empty:
+        return rows.round(4)
+    best = top_configurations(searched, 1).iloc[0]
+    again = again.assign(last=again["trial_id"].map(learning_curves(again, epochs).iloc[:, -1])).set_index("seed")
+    ours, theirs = (again[_is(again, of)]["last"] for of in (winner, best))
+    loss, low, high, n = paired_over_seeds(theirs, ours)
+    row = {"method": "the search at full width: its winner here", "loss": loss, "low": low, "high": high, "n": n}
+    return pd.concat([rows, pd.DataFrame([row | {"found": float((winner[WINNER] == best[WINNER]).all())}])]).round(4)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-100 [data/]")
     parser.add_argument("--only", choices=[*PARTS, "publish"], help="a part alone")
     args = parser.parse_args()
-    for part in PARTS:
-        if args.only in (None, part) and not run_part(part, args.data_dir):
-            raise SystemExit("interrupted; the same command goes on")
-    if args.only in (None, "publish"):
-        publish(args.data_dir)
+    try:
+        for part in PARTS:
+            if args.only in (None, part) and not run_part(part, args.data_dir):
+                print("interrupted; the same command goes on", file=sys.stderr)
+                return 130
+        if args.only in (None, "publish"):
+            publish(args.data_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     confirm.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     confirm.add_argument("--top", type=_count, default=3, metavar="K", help="how many configurations [3]")
+    confirm.add_argument(
+        "--trials", nargs="+", default=[], metavar="ID", help="further trials whose configurations to confirm"
+    )
     confirm.add_argument("--seeds", type=_count, default=5, metavar="S", help="fresh seeds of each [5]")
     confirm.add_argument("--force", action="store_true", help="also with changed code, packages or resource settings")
     for sub in (run, resume, confirm):
@@ -296,7 +299,8 @@ def _resume(args: argparse.Namespace) -> int:
 
 def _confirm(args: argparse.Namespace) -> int:
     options = {"address": args.address, "show": not args.quiet, "force": args.force}
-    return _attempt(args.run, lambda: confirm_study(args.run, top=args.top, seeds=args.seeds, **options))
+    chosen = {"top": args.top, "trials": args.trials, "seeds": args.seeds}
+    return _attempt(args.run, lambda: confirm_study(args.run, **chosen, **options))
 
 
 if __name__ == "__main__":

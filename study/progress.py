@@ -104,7 +104,7 @@ class Progress:
         self._epochs_here += 1
         if not shown.val_accuracy <= (self._best[0] if self._best else -1.0) and not result["diverged"]:
             self._best = (shown.val_accuracy, f"{shown.recipe}  (epoch {shown.epoch}, trial {trial_id})")
-        if time.monotonic() - self._told >= QUIET_SECONDS:
+        if time.monotonic() - self._told >= QUIET_SECONDS and shown.epoch < self._max_epochs:  # else it ends now
             self._tell(trial_id, shown, "running")
 
     def trial_ended(self, trial_id: str, status: str) -> None:
@@ -131,7 +131,7 @@ class Progress:
     def _time_line(self) -> str:
         elapsed = time.monotonic() - self._start
         left = self._seconds_left(elapsed)
-        return duration(elapsed) + ("" if left is None else f", about {duration(left)} left")
+        return duration(elapsed) + (f", about {duration(left)} left" if left else "")
 
     def _epochs_left(self) -> float:
         # Trials to come are taken to run as many epochs as those that ended did on average.

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import ray
 import yaml
 
@@ -161,7 +162,14 @@ def _go_on(folder: Path, run: RunPath, address: str, show: bool, force: bool) ->
 
 
 def confirm_study(
-    run: RunPath, *, top: int = 3, seeds: int = 5, address: str = "local", show: bool = True, force: bool = False
+    run: RunPath,
+    *,
+    top: int = 3,
+    trials: Sequence[str] = (),
+    seeds: int = 5,
+    address: str = "local",
+    show: bool = True,
+    force: bool = False,
 ) -> bool:
     """Train the best configurations of a study that has ended again, to their last epoch, with seeds it did not use.
 
@@ -171,13 +179,14 @@ def confirm_study(
     Args:
         run: the run directory, or its URI.
         top: how many configurations; the best of each recipe come first, as in the report.
+        trials: ids of trials whose configurations are wanted, too, wherever they came in.
         seeds: how many fresh seeds each of them is to have. Those that it has count.
         address: see :func:`run_study`.
         show: whether to print progress.
         force: see :func:`resume_study`.
 
     Raises:
-        StudyError: if the study has not ended, has nothing to confirm, or another process runs it.
+        StudyError: if the study has not ended, has nothing to confirm or no such trial, or another process runs it.
         DiskFullError: if the disk has not the room.
         ManifestError, RunError: see :func:`resume_study`.
     """
@@ -187,17 +196,20 @@ def confirm_study(
     with holding(folder):
         begun = read_manifest(folder)
         check_resumable(begun, _manifest_of(settings), folder, force)
-        trials = load_trials(folder)
-        found = trials[trials["phase"] == "search"]
+        found = load_trials(folder).query("phase == 'search'")
         if not found["status"].isin(ENDED).all():
             raise StudyError(f"{run}: its trials have not all ended; first: python -m study resume {run}")
         best = top_configurations(found, top)
         if best.empty:
             raise StudyError(f"{run}: no trial has a finished epoch, so there is nothing to confirm")
+        if unknown := sorted(set(trials) - set(found["trial_id"])):
+            raise StudyError(f"{run}: its search has no trial {unknown[0]}; python -m study status {run} lists them")
+        best = pd.concat([best, found[found["trial_id"].isin(trials)]])
         used = set(found["seed"])
         fresh = list(itertools.islice((seed for seed in itertools.count() if seed not in used), seeds))
         asked = [settings_of(row).model_copy(update={"seed": seed}) for _, row in best.iterrows() for seed in fresh]
-        new = [trial for trial in asked if trial not in begun.confirmations]
+        known = {trial.key() for trial in begun.confirmations}
+        new = list({trial.key(): trial for trial in asked if trial.key() not in known}.values())
         if new:
             size = max(checkpoint_bytes(trial, len(study["data"]["class_names"])) for trial in new)
             _check_room(needed_bytes(size, len(new), 1, None), run if is_uri(run) else folder)

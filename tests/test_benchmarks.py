@@ -1,6 +1,7 @@
 """The parts of the benchmarks that compute: tables by hand. What they measure, they measure themselves."""
 
 import json
+import shlex
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -157,56 +158,147 @@ def test_calibration_decides_by_the_ends_of_intervals():
 DEMO = Path(__file__).parent / "runs/demo"
 
 
-@pytest.mark.parametrize(("part", "trials"), [("search", 18), ("final", 3), ("grid", 18), ("setups", 18)])
-def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "RUNS", tmp_path)
-    shutil.copytree(DEMO, tmp_path / "search")
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Folders of this test for the parts of the reference study, and for what is published of them."""
+    monkeypatch.setattr(reference, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "published")
+    return tmp_path / "runs", tmp_path / "published"
+
+
+def unfinished(run):
+    """Copy the demo's run as it was before its last epoch."""
+    shutil.copytree(DEMO, run)
+    lines = (run / "events.jsonl").read_text().splitlines()
+    epochs = [i for i, line in enumerate(lines) if json.loads(line)["event"] == "epoch"]
+    (run / "events.jsonl").write_text("\n".join(lines[: epochs[-1]]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("part", "trials", "expected"),
+    [
+        ("search", 18, {"width": 64, "resolution": "16", "max_epochs": 9, "batch_size": 256, "label_smoothing": 0.0}),
+        ("final", 3, {"width": 64, "resolution": "16,20,24,28", "max_epochs": 14, "batch_size": 256}),
+        ("grid", 18, {"width": 16, "resolution": "16", "max_epochs": 9, "batch_size": 256, "label_smoothing": 0.0}),
+        ("setups", 18, {"width": 16, "resolution": "16", "max_epochs": 12, "batch_size": 128}),
+    ],
+)
+def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, expected, places):
+    shutil.copytree(DEMO, places[0] / "search")
     words = reference.words_of(part)
     settings = load_settings(words[words.index("--preset") + 1], [word for word in words if "=" in word])
     asked = list_trials(settings)
     assert len(asked) == trials
-    assert {trial.batch_size for trial in asked} == {128 if part == "setups" else 256}
+    for trial in asked:
+        assert trial.model_dump().items() >= expected.items()
+    assert settings.early_stopping == ("asha" if part == "search" else "none")
+    assert settings.cpus_per_trial == (1 if trial.width == 16 else 2)
     if part == "final":
         winner = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy").iloc[-1]
         chosen = {(trial.optimizer, trial.lr, trial.augmentation) for trial in asked}
         assert chosen == {(winner["optimizer"], winner["lr"], winner["augmentation"])}
-        assert [trial.seed for trial in list_trials(settings)].count(0) == 0  # the seed of the search
+        assert {trial.seed for trial in asked} == {1, 2, 3}  # that of the search is 0
+
+
+def test_nothing_is_built_on_a_search_that_has_not_ended(places, monkeypatch, capsys):
+    unfinished(places[0] / "search")
+    monkeypatch.setattr("sys.argv", ["reference", "--only", "final"])
+    assert reference.main() == 2
+    assert capsys.readouterr().err.startswith("error: the search has not ended, which says what to train")
+    monkeypatch.setattr("sys.argv", ["reference", "--only", "publish"])
+    assert reference.main() == 2
+    assert not places[1].exists()
+
+
+def test_the_reference_study_goes_on_where_it_was_interrupted(places, monkeypatch, tmp_path):
+    done, interruptions = [], iter([False, True])
+
+    def run_study(settings, run, command):
+        assert f"data_dir={tmp_path}/my data" in shlex.split(command)
+        assert settings.data_dir == f"{tmp_path}/my data"
+        done.append(f"run {run.name}")
+        (unfinished if run.name == "grid" else lambda run: shutil.copytree(DEMO, run))(run)
+        return run.name != "grid"
+
+    def resume_study(run):
+        done.append(f"resume {run.name}")
+        if ended := next(interruptions):
+            shutil.copy(DEMO / "events.jsonl", run / "events.jsonl")
+        return ended
+
+    def confirm_study(run, top, trials, seeds):
+        winner = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy")["trial_id"].iloc[-1]
+        assert (top, trials, seeds) == (2, [winner], 5)
+        done.append("confirm")
+        confirm(run, {winner: [0.5, 0.5]})
+        return True
+
+    for function in (run_study, resume_study, confirm_study):
+        monkeypatch.setattr(reference, function.__name__, function)
+    monkeypatch.setattr(reference, "publish", lambda data_dir: done.append("publish"))
+    monkeypatch.setattr("sys.argv", ["reference", "--data-dir", str(tmp_path / "my data")])
+    assert [reference.main() for _ in range(3)] == [130, 130, 0]
+    begun = ["run search", "run final", "run grid"]
+    assert done == [*begun, "resume grid", "resume grid", "confirm", "run setups", "publish"]
+    done.clear()
+    assert reference.main() == 0
+    assert done == ["publish"]
+
+
+def confirm(run, accuracies):
+    """Give trials of a copy of the demo's run fresh seeds, from 1, by the last epoch's validation accuracy of each."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    for entry in [entry for entry in manifest["trials"] if entry["trial_id"] in accuracies]:
+        for seed, accuracy in enumerate(accuracies[entry["trial_id"]], 1):
+            fresh = {"trial_id": f"{entry['trial_id'][:8]}-{seed}", "settings": entry["settings"] | {"seed": seed}}
+            manifest["confirmations"].append(fresh)
+            for line in [line for line in lines if line.get("trial_id") == entry["trial_id"]]:
+                last = {"val_accuracy": accuracy} if line.get("epoch") == entry["settings"]["max_epochs"] else {}
+                lines.append(line | {"trial_id": fresh["trial_id"]} | last)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_the_winner_of_the_search_is_compared_with_the_best_of_the_grid(tmp_path):
-    """In the grid another trial is the best, by what the log says."""
-    shutil.copytree(DEMO, tmp_path / "grid")
-    completed = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy")
-    winner, other = completed["trial_id"].iloc[[-1, 0]]
-    lines = [json.loads(line) for line in (DEMO / "events.jsonl").read_text().splitlines()]
-    for line in lines:
-        if line["event"] == "epoch" and line["trial_id"] in (winner, other):
-            line["val_accuracy"] = 0.25 if line["trial_id"] == winner else 0.75
-    (tmp_path / "grid/events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    own = reference.early_stopping(DEMO, tmp_path / "grid").iloc[-1]
-    assert own["method"] == "the search's winner here, mean of 1 seeds"
-    assert (own["loss"], own["found"]) == (0.5, False)
-    same = reference.early_stopping(DEMO, DEMO).iloc[-1]
-    assert (same["loss"], same["found"]) == (0, True)
+    """By fresh seeds, where the search had it that another trial is the best."""
+    grid = tmp_path / "grid"
+    shutil.copytree(DEMO, grid)
+    completed = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy").set_index("trial_id")
+    assert list(reference.early_stopping(grid, completed.iloc[0])["n"]) == [1000, 1]  # nothing is confirmed
+    confirm(grid, {completed.index[0]: [0.5, 0.375], completed.index[-1]: [0.25, 0.375]})
+    other = reference.early_stopping(grid, completed.iloc[0]).iloc[-1]
+    # Of -0.25 and 0: mean -0.125, Student's t with one degree of freedom 12.706 * 0.1768 / sqrt(2) = 1.588.
+    assert other[["loss", "low", "high", "n"]].to_list() == pytest.approx([-0.125, -1.7133, 1.4633, 2], abs=2e-4)
+    assert other["found"] == 0
+    same = reference.early_stopping(grid, completed.iloc[-1]).iloc[-1]
+    assert (same["loss"], same["n"], same["found"]) == (0, 2, 1)
 
 
-def test_what_is_published_comes_from_what_was_published(tmp_path, monkeypatch):
-    """Once with the runs and once without: the same tables."""
-    monkeypatch.setattr(reference, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(reference, "PUBLISHED", tmp_path / "published")
-    for part in ("search", "grid"):
-        shutil.copytree(DEMO, tmp_path / "runs" / part)
+def test_what_is_published_comes_from_what_was_published(places, finished_run):
+    """Once with the runs and once without: the same files. What is not at its end is left out."""
+    runs, published = places
+    shutil.copytree(DEMO, runs / "search")
+    shutil.copytree(finished_run, runs / "final")
+    unfinished(runs / "grid")
+    (published / "final/explanations/old").mkdir(parents=True)
     reference.publish(None)
-    names = [f"{name}.csv" for name in ("parts", "trials", "epochs", "comparison", "claims", "early_stopping")]
-    tables = [(tmp_path / "published" / name).read_text() for name in names]
-    assert (tmp_path / "published/report.md").exists()
-    assert not (tmp_path / "published/report.html").exists()
-    trials = pd.read_csv(tmp_path / "published/trials.csv")
-    assert trials["part"].to_list() == ["search"] * 8 + ["grid"] * 8
-    assert trials["val_accuracy"].to_list() == 2 * load_trials(DEMO)["val_accuracy"].to_list()
-    parts = pd.read_csv(tmp_path / "published/parts.csv")
+    files = {file: file.read_bytes() for file in published.rglob("*") if file.is_file()}
+    assert {file.parent.relative_to(published).as_posix() for file in files if file.name == "report.md"} == {
+        "search", "final",
+    }  # fmt: skip
+    assert not {file.suffix for file in files} & {".html", ".pt", ".npz", ".pkl"}
+    assert not (published / "final/explanations/old").exists()
+    trials = pd.read_csv(published / "trials.csv")
+    assert trials["part"].to_list() == ["search"] * 8 + ["final"] * 4
+    assert trials["val_accuracy"].to_list()[:8] == load_trials(DEMO)["val_accuracy"].to_list()
+    assert trials["test_accuracy"].notna().to_list() == [False] * 8 + [True] * 4  # all that have a checkpoint
+    parts = pd.read_csv(published / "parts.csv").set_index("part")
     times = [json.loads(line)["time"] for line in (DEMO / "events.jsonl").read_text().splitlines() if "trial_" in line]
-    assert parts["hours"].to_list() == pytest.approx([(max(times) - min(times)) / 3600] * 2, abs=0.01)
-    shutil.rmtree(tmp_path / "runs")
+    assert parts.loc["search", "hours"] == pytest.approx((max(times) - min(times)) / 3600, abs=0.01)
+    assert parts.loc["final", "commands"].endswith(
+        "analysis explain runs/final --all; python -m analysis report runs/final"
+    )
+    shutil.rmtree(runs)
     reference.publish(None)
-    assert [(tmp_path / "published" / name).read_text() for name in names] == tables
+    assert {file: file.read_bytes() for file in published.rglob("*") if file.is_file()} == files

@@ -85,14 +85,16 @@ def test_each_ended_trial_is_one_plain_line(clock, width):
 
 def test_a_long_trial_is_heard_of_once_a_minute(clock):
     out = console(False)
-    with Progress("demo", 1, 10, VARIED, console=out) as progress:
+    with Progress("demo", 1, 6, VARIED, console=out) as progress:
         progress.trial_started("aaaa", settings())
-        for epoch in range(1, 6):
+        for epoch in range(1, 7):
             clock.now += 25
             progress.epoch_done("aaaa", result(epoch, epoch / 10))
+        progress.trial_ended("aaaa", "completed")
     assert out.file.getvalue().splitlines() == [
         "   0/1  aaaa  optimizer=sgd  lr=0.1  running at epoch 3, validation accuracy 0.300; best 0.300; "
-        "1 min 15 s, about 2 min 55 s left",
+        "1 min 15 s, about 1 min 15 s left",
+        "   1/1  aaaa  optimizer=sgd  lr=0.1  completed at epoch 6, validation accuracy 0.600; best 0.600; 2 min 30 s",
     ]
 
 
@@ -124,7 +126,7 @@ def test_diverged_and_failed_trials_are_never_the_best(clock):
     assert shown == [
         ["   3/5  aaaa", "failed at epoch 0, validation accuracy nan; none yet; 5 s"],
         ["   4/5  bbbb", "diverged at epoch 1, validation accuracy nan; none yet; 5 s, about 2 s left"],
-        ["   5/5  cccc", "stopped at epoch 1, validation accuracy 0.000; best 0.000; 5 s, about 0 s left"],
+        ["   5/5  cccc", "stopped at epoch 1, validation accuracy 0.000; best 0.000; 5 s"],
     ]
 
 

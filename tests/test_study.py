@@ -83,14 +83,15 @@ def test_a_trial_is_what_the_plain_loop_trains(tiny: tuple[str, ...], finished_r
     row = load_trials(finished_run).query("status == 'completed'").iloc[0]
     trial = next(t for t in list_trials(settings) if t.key() == row["trial_id"])
     data = load_data("folder", "train", pictures, seed=settings.seed)
-    torch.set_num_threads(2)  # as the trials had; sums depend on it
     plain = [metrics for metrics, _ in train(trial, *split_validation(data, settings.val_fraction, settings.seed))]
     reported = load_epochs(finished_run).query("trial_id == @row.trial_id")
     for name in ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_array_equal(reported[name], [getattr(m, name) for m in plain], err_msg=name)
 
 
-def test_trials_side_by_side_are_those_trained_alone(tiny: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+def test_trials_side_by_side_are_those_trained_alone(
+    two_cpus: None, tiny: tuple[str, ...], pictures: Path, tmp_path: Path
+) -> None:
     """Two at a time, one after the other in reused workers: bit for bit what each is in a process of its own."""
     overrides = [
         *tiny, "early_stopping=none", "cpus_per_trial=1", "space.optimizer=[muon,sgd]", "space.lr=[0.02,0.05]",
@@ -102,7 +103,6 @@ def test_trials_side_by_side_are_those_trained_alone(tiny: tuple[str, ...], pict
     assert run_study(settings, run, show=False)
     trials, epochs = load_trials(run).set_index("trial_id"), load_epochs(run)
     data = split_validation(load_data("folder", "train", pictures, seed=1), settings.val_fraction, settings.seed)
-    torch.set_num_threads(1)
     for trial in list_trials(settings):
         own = epochs[epochs["trial_id"] == trial.key()]
         saved = load_checkpoint(trials.loc[trial.key(), "checkpoint"], "cpu")
@@ -135,7 +135,7 @@ def test_a_node_holds_one_copy_of_the_images(
 
     original = module.run_trial
     monkeypatch.setattr(module, "run_trial", look)
-    assert run_study(load_settings("demo", [*tiny, "max_epochs=1", "cpus_per_trial=1"]), tmp_path / "run", show=False)
+    assert run_study(load_settings("demo", [*tiny, "max_epochs=1"]), tmp_path / "run", show=False)
     seen = [json.loads(file.read_text()) for file in tmp_path.glob("*.json")]
     assert seen
     for places in seen:
@@ -143,14 +143,20 @@ def test_a_node_holds_one_copy_of_the_images(
         assert all("/plasma" in place for place in places), places
 
 
-@pytest.mark.slow
-def test_the_command_of_a_row_trains_its_trial_again_bit_for_bit(finished_run: Path, tmp_path: Path) -> None:
-    row = load_trials(finished_run).query("status == 'stopped'").iloc[0]  # the first epochs are the same
-    words = shlex.split(command_of(row, read_study(finished_run), "again"))
+def test_the_command_of_a_row_trains_its_trial_again_bit_for_bit(
+    two_cpus: None, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    """In as many threads; what ASHA stopped goes on to its last epoch, after the same first ones."""
+    run = tmp_path / "run"
+    overrides = [*tiny, "cpus_per_trial=2", "space.augmentation=[flip+crop]", "space.lr=[1e-7,0.05]"]
+    assert run_study(load_settings("demo", overrides), run, show=False)
+    row = load_trials(run).iloc[-1]
+    words = shlex.split(command_of(row, read_study(run), "again"))
+    assert "cpus_per_trial=2" in words
     overrides = [word for word in words if "=" in word]
     settings = load_settings("demo", [*overrides, f"data_dir={words[words.index('--data-dir') + 1]}"])
     assert run_study(settings, tmp_path / "again", show=False)
-    before, after = (load_epochs(run).set_index("epoch") for run in (finished_run, tmp_path / "again"))
+    before, after = (load_epochs(folder).set_index("epoch") for folder in (run, tmp_path / "again"))
     assert after.index.to_list() == [1, 2, 3]
     before = before[before["trial_id"] == row["trial_id"]].drop(columns=["epoch_seconds", "images_per_second"])
     pd.testing.assert_frame_equal(after.loc[before.index, list(before)], before, check_exact=True)
@@ -209,10 +215,10 @@ def _interrupt(run: Path, keep: int) -> None:
 
 @pytest.mark.parametrize("ended", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
-    tiny: tuple[str, ...], tmp_path: Path, ended: int
+    two_cpus: None, tiny: tuple[str, ...], tmp_path: Path, ended: int
 ) -> None:
     """Also if one trial is left, which could have all the threads now: sums would come out otherwise."""
-    overrides = [*tiny, "early_stopping=none", "fixed.precision=fp32", "cpus_per_trial=null"]
+    overrides = [*tiny, "early_stopping=none", "fixed.precision=fp32"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     settings = load_settings("demo", overrides)
     assert run_study(settings, whole, show=False)
@@ -336,7 +342,7 @@ def test_a_failing_trial_has_its_error_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["cpus_per_trial=64"], ClusterError, "a trial needs 64 CPUs and 0 GPUs, but there are 2 and 0"),
+        (["cpus_per_trial=64"], ClusterError, "a trial needs 64 CPUs and 0 GPUs, but there are 1 and 0"),
         (["device=cuda"], DeviceError, "device 'cuda': this machine has none"),
         (["dataset=folder", "data_dir=/nonexistent"], DataError, "/nonexistent: no such directory"),
         (["train_size=5000"], DataError, "cannot take 5000 images"),
@@ -353,7 +359,7 @@ def test_trials_that_no_node_can_run_yet_are_said_to_wait(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(study.run, "run_attempt", lambda *arguments: "finished")
-    for cpus, waits in ((2, False), (64, True)):
+    for cpus, waits in ((1, False), (64, True)):
         settings = load_settings("demo", [*tiny, f"cpus_per_trial={cpus}"])
         assert run_study(settings, tmp_path / str(cpus), address="auto")
         output = capsys.readouterr().out
@@ -419,7 +425,7 @@ def test_two_that_begin_one_run_at_once_do_not_mix(
 def test_a_run_goes_on_with_the_device_and_threads_it_began_with(finished_run: Path) -> None:
     """Found by themselves, they could be others on the machine where it goes on."""
     settings = read_study(finished_run)["settings"]
-    assert (settings["device"], settings["cpus_per_trial"], settings["gpus_per_trial"]) == ("cpu", 2, 0)
+    assert (settings["device"], settings["cpus_per_trial"], settings["gpus_per_trial"]) == ("cpu", 1, 0)
 
 
 def test_trials_of_a_killed_driver_are_not_running_while_their_study_begins_again(
@@ -476,6 +482,13 @@ def test_the_best_are_confirmed_with_fresh_seeds(finished_run: Path, tmp_path: P
     assert (run / "events.jsonl").read_text() == log
     assert confirm_study(run, top=1, seeds=3, show=False)
     assert load_trials(run).query("phase == 'confirm'")["seed"].to_list() == [0, 2, 3]
+    # Any other configuration can be asked for by its trial; what is asked for twice is trained once.
+    stopped = before.query("status == 'stopped'")["trial_id"].iloc[0]
+    assert confirm_study(run, top=1, trials=[stopped, best["trial_id"]], seeds=1, show=False)
+    fresh = load_trials(run).query("phase == 'confirm'")
+    assert fresh["seed"].to_list() == [0, 2, 3, 0]
+    asked = before.set_index("trial_id").loc[stopped]
+    assert (fresh.iloc[-1][list(HYPERPARAMETERS)] == asked[list(HYPERPARAMETERS)]).all()
 
 
 def test_an_interrupted_confirmation_is_gone_on_with(
@@ -505,6 +518,9 @@ def test_what_cannot_be_confirmed_is_refused_and_left_as_it_was(finished_run: Pa
     manifest = (run / "manifest.json").read_text()
     with pytest.raises(StudyError, match="have not all ended; first: python -m study resume"):
         confirm_study(run, show=False)
+    shutil.copytree(finished_run, tmp_path / "other")
+    with pytest.raises(StudyError, match=r"its search has no trial abc; python -m study status .*/other lists them"):
+        confirm_study(tmp_path / "other", trials=["abc"], show=False)
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     failed = [{"event": "trial_failed", "trial_id": name, "error": "why"} for name in load_trials(run)["trial_id"]]
     kept = [event for event in events if event["event"] != "epoch"]
@@ -520,7 +536,7 @@ def test_what_cannot_be_confirmed_is_refused_and_left_as_it_was(finished_run: Pa
 
 
 def test_setups_are_trained_and_reported_at_equal_epochs_and_equal_compute(
-    ray_session: None, tiny: tuple[str, ...], tmp_path: Path
+    tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     setups = ["plain", "saliency", "gradcam_control"]
     overrides = [
