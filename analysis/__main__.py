@@ -218,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("run", type=run_path, metavar="RUN", help="run directory, or its URI")
     which = explain.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, default=4, metavar="K", help="configurations, with all their seeds [4]")
-    which.add_argument("--all", action="store_true", help="every trial that has a checkpoint; choose none by it")
+    which.add_argument(
+        "--all", action="store_true", help="every trial that has a checkpoint and does not run; choose none by it"
+    )
     export = commands.add_parser(
         "export",
         help="write a run for another tool",
@@ -293,7 +295,9 @@ def _explain(args: argparse.Namespace) -> None:
         raise UserError(f"--top {args.top}: must be 1 or more")
     run = local_run(args.run)
     trials = load_trials(run)
-    chosen = trials[trials["checkpoint"].notna()] if args.all else top_trials(by_budget(trials)[0], args.top)
+    # Of a trial that still runs, the best checkpoint may be another before it is read.
+    kept = trials[trials["checkpoint"].notna() & (trials["status"] != "running")]
+    chosen = kept if args.all else top_trials(by_budget(trials)[0], args.top)
     if chosen.empty:
         raise UserError(f"{args.run}: no trial has a checkpoint yet")
     data = load_test_data(run, args.data_dir)

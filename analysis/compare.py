@@ -27,11 +27,15 @@ def best_configuration(trials: pd.DataFrame) -> pd.DataFrame:
 def _eligible(trials: pd.DataFrame) -> pd.DataFrame:
     if trials.empty:
         return trials
-    names = configuration_columns(trials)
-    whole = (trials["status"] == "completed").groupby([trials[name] for name in names], observed=True).transform("all")
-    seen = trials[whole & trials["val_accuracy"].notna()]
+    seen = trials[_whole(trials) & trials["val_accuracy"].notna()]
     again = seen["phase"] == "confirm"
     return seen[again] if again.any() else seen
+
+
+def _whole(trials: pd.DataFrame) -> pd.Series:
+    """Return of each trial whether its configuration was trained to the end with all its seeds."""
+    names = configuration_columns(trials)
+    return (trials["status"] == "completed").groupby([trials[name] for name in names], observed=True).transform("all")
 
 
 def best_over_seeds(trials: pd.DataFrame, measure: str) -> pd.Series:
@@ -214,14 +218,19 @@ def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     """Return the trials that speak for their configurations.
 
     Of a configuration whose fresh seeds have all ended, those alone (``phase`` ``confirm``): that it was chosen for its
-    search trials makes these look better than it is. Of any other, its search trials. Those of which not even the
-    settings are known yet (a search may choose as it goes) speak for none.
+    search trials makes these look better than it is. Of any other, and where all fresh seeds failed before their first
+    epoch, its search trials. Those of which not even the settings are known yet (a search may choose as it goes) speak
+    for none.
     """
     trials = trials[trials["seed"].notna()]
     names = configuration_columns(trials)
     again = trials[trials["phase"] == "confirm"]
-    done = again["status"].isin(ENDED).groupby([again[name] for name in names], observed=True).transform("all")
-    whole = again.loc[done[done].index]
+    of = [again[name] for name in names]
+    done = again["status"].isin(ENDED).groupby(of, observed=True).transform("all")
+    done &= (
+        ((again["status"] == "diverged") | again["val_accuracy"].notna()).groupby(of, observed=True).transform("any")
+    )
+    whole = again[done]
     settled = pd.MultiIndex.from_frame(trials[names]).isin(pd.MultiIndex.from_frame(whole[names]))
     return trials[(trials["phase"] == "search") & ~settled | trials.index.isin(whole.index)]
 
@@ -234,23 +243,25 @@ def configuration_columns(trials: pd.DataFrame) -> list[str]:
 def top_configurations(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     """Return the first trial of each of the k best configurations, best first.
 
-    The best configuration of each recipe comes before its others, then validation accuracy, averaged over seeds,
-    decides. Where any trial was completed, only such count.
+    The best configuration of each recipe comes before its others, then those of which all seeds were trained to the
+    end, then validation accuracy, averaged over seeds. Where any trial was completed, only such count.
     """
     seen = trials["val_accuracy"].notna()
     if (completed := seen & (trials["status"] == "completed")).any():
         seen = completed
-    return _best_first(trials[seen], recipe_columns(trials), configuration_columns(trials)).head(k)
+    return _best_first(trials, seen).head(k)
 
 
-def _best_first(seen: pd.DataFrame, recipe: Sequence[str], configuration: Sequence[str]) -> pd.DataFrame:
-    names = list(configuration)
+def _best_first(trials: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
+    """Return the first trial of each configuration, best first, by those trials that count."""
+    recipe, names = recipe_columns(trials), configuration_columns(trials)
+    seen = trials[counts]
     means = seen.groupby(names, observed=True, sort=False)["val_accuracy"].transform("mean")
-    order = pd.DataFrame({"again": seen["phase"] == "confirm", "mean": means}).sort_values(
-        ["again", "mean"], ascending=False, kind="stable"
-    )
-    first = seen.loc[order.index].drop_duplicates(names)
-    again = first.duplicated(list(recipe)) if recipe else pd.Series(False, index=first.index)
+    order = pd.DataFrame({"whole": _whole(trials)[counts], "again": seen["phase"] == "confirm", "mean": means})
+    first = seen.loc[
+        order.sort_values(["whole", "again", "mean"], ascending=False, kind="stable").index
+    ].drop_duplicates(names)
+    again = first.duplicated(recipe) if recipe else pd.Series(False, index=first.index)
     return pd.concat([first[~again], first[again]])
 
 
@@ -268,7 +279,7 @@ def top_trials(trials: pd.DataFrame, k: int) -> pd.DataFrame:
     names = configuration_columns(trials)
     # The mean is over all seeds, also over those whose checkpoints were let go.
     has_kept = kept.groupby([trials[name] for name in names], observed=True, dropna=False).transform("any")
-    best = _best_first(trials[seen & has_kept], recipe_columns(trials), names).head(k)[names]
+    best = _best_first(trials, seen & has_kept).head(k)[names]
     chosen = trials[kept].reset_index().merge(best.assign(_rank=range(len(best))), on=names)
     return trials.loc[chosen.sort_values(["_rank", "seed"], kind="stable")["index"]]
 

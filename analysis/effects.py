@@ -15,6 +15,7 @@ from analysis.compare import (
     by_budget,
     common_epoch,
     configuration_columns,
+    confirmed,
     drawn,
     recipe_columns,
     recipe_name,
@@ -145,11 +146,12 @@ def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
         trials: as :func:`analysis.load_trials` gives them.
 
     Returns:
-        One row a configuration and how its trials ended (those not completed are points of their own: networks
-        that were had for less), cheapest first: ``recipe``, the recipe's columns and the varied amounts,
-        ``train_seconds`` and ``val_accuracy`` (mean over seeds), ``num_seeds``, ``censored`` (not completed),
-        ``on_front`` (no other is as accurate for less, or more accurate for as much).
+        One row a configuration (of its fresh seeds, once it is confirmed) and how its trials ended (those not completed
+        are points of their own: networks that were had for less), cheapest first: ``recipe``, the recipe's columns and
+        the varied amounts, ``train_seconds`` and ``val_accuracy`` (mean over seeds), ``num_seeds``, ``censored`` (not
+        completed), ``on_front`` (no other is as accurate for less, or more accurate for as much).
     """
+    trials = confirmed(trials)
     names = configuration_columns(trials)
     seen = trials[trials["val_accuracy"].notna() & trials["train_seconds"].notna() & (trials["status"] != "diverged")]
     seen = seen.assign(censored=seen["status"] != "completed")

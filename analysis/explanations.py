@@ -11,6 +11,7 @@ RUN/explanations/TRIAL/summary.json       test accuracy, and mean, 95 % interval
 import json
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ def explain_trials(
 
     Raises:
         CheckpointError: if a checkpoint cannot be used.
+        RunError: if a file cannot be read, or what was computed not be kept.
         UserError: if the cluster cannot be used.
     """
     abouts = [_about(run, trial, data) for _, trial in trials.iterrows()]
@@ -132,7 +134,7 @@ def explain_trials(
         check_inside(folder, run)
     found = [_read(folder, about, data) for folder, about in zip(folders, abouts, strict=True)]
     missing = [i for i, stored in enumerate(found) if stored is None]
-    jobs = (load_model(fetch_checkpoint(run / abouts[i]["checkpoint"]), "cpu") for i in missing)
+    jobs = (_load_model(run / abouts[i]["checkpoint"]) for i in missing)
     if address and missing:
         from analysis.ray_session import compute_on_cluster
 
@@ -265,6 +267,13 @@ def _summary(
     return summary
 
 
+def _load_model(checkpoint: Path) -> tuple[ResNet18, dict[str, Any]]:
+    try:
+        return load_model(fetch_checkpoint(checkpoint), "cpu")
+    except OSError as error:
+        raise RunError(f"{checkpoint}: cannot be read ({error.strerror or error})") from error
+
+
 def _write(
     folder: Path,
     about: dict[str, Any],
@@ -273,14 +282,18 @@ def _write(
 ) -> None:
     summary = _summary(about, arrays["logits"], arrays["labels"], measures)
     drafts = folder / f".{secrets.token_hex(4)}"  # another report may write the same now
-    drafts.mkdir(parents=True)
-    np.savez_compressed(drafts / "arrays.npz", **arrays)  # type: ignore[arg-type]
-    measures.to_parquet(drafts / "measures.parquet", index=False)
-    (drafts / "summary.json").write_text(json.dumps(summary, indent=1))
-    (drafts / "about.json").write_text(json.dumps(about, indent=1))
-    for name in ("arrays.npz", "measures.parquet", "summary.json", "about.json"):  # the last says that all is there
-        os.replace(drafts / name, folder / name)
-    drafts.rmdir()
+    try:
+        drafts.mkdir(parents=True)
+        np.savez_compressed(drafts / "arrays.npz", **arrays)  # type: ignore[arg-type]
+        measures.to_parquet(drafts / "measures.parquet", index=False)
+        (drafts / "summary.json").write_text(json.dumps(summary, indent=1))
+        (drafts / "about.json").write_text(json.dumps(about, indent=1))
+        for name in ("arrays.npz", "measures.parquet", "summary.json", "about.json"):  # the last says that all is there
+            os.replace(drafts / name, folder / name)
+    except OSError as error:
+        raise RunError(f"{folder}: what was explained cannot be kept ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(drafts, ignore_errors=True)
 
 
 def compute_explanation(

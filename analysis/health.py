@@ -62,6 +62,8 @@ def _not_tried(trials: pd.DataFrame) -> list[dict[str, str]]:
         for value, group in trials.groupby(name, observed=True):
             if not group["status"].isin(ENDED).all() or (group["status"] == "completed").any():
                 continue
+            if (group["status"] == "diverged").all():  # that is what it is
+                continue
             counts = ", ".join(f"{n} {status}" for status, n in group["status"].value_counts().items() if n)
             text = f"No trial with {name} {value} was trained to the end ({counts}): it may be better than it looks."
             rows.append({"warning": "not tried", "hyperparameter": name, "value": str(value), "text": text})
@@ -71,6 +73,8 @@ def _not_tried(trials: pd.DataFrame) -> list[dict[str, str]]:
 def _chance(trials: pd.DataFrame, num_val_images: int) -> list[dict[str, str]]:
     recipes = compare_recipes(trials, num_val_images)
     recipes = recipes[~recipes["censored"]] if len(recipes) else recipes
+    if len(recipes) and recipes["confirmed"].iloc[0]:  # the others have the seeds for which they were not chosen
+        recipes = recipes[recipes["confirmed"]]
     if len(recipes) < 2:
         return []
     by_id = trials.set_index("trial_id")

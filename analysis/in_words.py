@@ -48,7 +48,7 @@ SHARES = {
 
 
 def looks_at(best: Explanation, data: ImageData) -> str:
-    """Say where the maps of the best network lie."""
+    """Say where the maps of one network lie."""
 
     def share(name: str, measure: str) -> str:
         table = best.measures
@@ -71,16 +71,17 @@ def looks_at(best: Explanation, data: ImageData) -> str:
 
 
 def measure_table(best: Explanation) -> dict[str, Any]:
-    """Return the measures of the best network's maps and of the controls, for people to read: one row a measure."""
+    """Return the measures of one network's maps and of the controls, for people to read: one row a measure."""
     cells: dict[str, dict[str, str]] = {}
     for (measure, name), group in best.measures.groupby(["measure", "map"], observed=True):
         mean, low, high = bootstrap_interval(group["value"].to_numpy())
         if math.isfinite(mean):
             text = f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} ± {(high - low) / 2:.2f}"
             cells.setdefault(str(measure), {})[str(name)] = text.replace("-", "−")
-    counts = best.measures.groupby("measure", observed=True)["image"].nunique()
+    counts = best.measures.dropna(subset="value").groupby("measure", observed=True)["image"].nunique()
     shown = [measure for measure in MEASURE_TITLES if measure in cells]
     return {
+        "of": best.trial_id,
         "columns": list(MAP_TITLES.values()),
         "rows": [
             (f"{MEASURE_TITLES[m]} (n = {counts[m]:,})", [cells[m].get(name, "–") for name in MAP_TITLES])

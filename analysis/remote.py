@@ -124,6 +124,8 @@ def is_held(run: Path) -> bool:
 
 def is_run_elsewhere(run: Path) -> bool:
     """Return whether the copy of a run at a URI came with a recent sign of life from another copy of it."""
+    if source(run) == str(run):  # no copy: whatever lies there
+        return False
     try:
         return _is_of_another((run / HEARTBEAT).read_bytes(), run)
     except OSError:
@@ -239,7 +241,8 @@ def list_checkpoints(copy: Path, uri: str) -> None:
     with _explained(uri):
         storage, base = open_storage(uri)
         files = storage.get_file_info(fs.FileSelector(f"{base}/tune", recursive=True, allow_not_found=True))
-    there = {Path(info.path).parent.relative_to(base) for info in files if info.base_name == "checkpoint.json"}
+    paths = [Path(info.path) for info in files if info.base_name == "checkpoint.json"]
+    there = {path.parent.relative_to(base) for path in paths if ".." not in path.parts}  # S3 has such names
     for folder in copy.glob("tune/*/*/checkpoint_*"):
         if folder.relative_to(copy) not in there:
             shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same

@@ -63,8 +63,7 @@ def write_report(
 ) -> Path:
     """Write the report of one run or of several over the same data.
 
-    The test images are read here and nowhere else, for all seeds of the ``top`` configurations, and the results are
-    kept.
+    The test images are read for all seeds of the ``top`` configurations, and the results are kept.
 
     Args:
         runs: run directories, or their URIs.
@@ -93,12 +92,14 @@ def write_report(
         counts = ", ".join(f"{n} {status}" for status, n in trials["status"].value_counts().items() if n)
         raise RunError(f"{', '.join(map(source, folders))}: no trial has a finished epoch to report on ({counts})")
     num_val = int(studies[0]["data"]["num_val_images"])
-    chosen = _chosen(trials, _recipes(trials, num_val), top)
+    chosen = top_trials(by_budget(trials)[0], top)
     data, explanations = _explain(folders, chosen, data_dir, device, address, tell) if len(chosen) else (None, [])
     if explanations:  # which are columns of the trials now
         trials = _load(load_trials, folders)
     equal_epochs, equal_compute = by_budget(trials)
     recipes = _recipes(trials, num_val)
+    if recipes.empty:
+        raise RunError(f"{', '.join(map(source, folders))}: no recipe has a finished epoch to report on")
     claims = _decide(load_measures(folders), trials, epochs, studies)
 
     first = trials.set_index("trial_id").loc[recipes.iloc[0]["trial_ids"][0]]
@@ -126,7 +127,7 @@ def write_report(
         "measures": measure_table(winners[0]) if winners else None,
         "claims": claim_rows(claims),
         "undecidable": undecidable(claims),
-        "warnings": search_space_health(equal_epochs, num_val)["text"].head(MAX_WARNINGS).to_list(),
+        "warnings": _warnings(search_space_health(equal_epochs, num_val)["text"].to_list(), folders),
         "equal_compute": _recipe_rows(compare_recipes(equal_compute, num_val)),
         "map_columns": _map_columns(recipes),
         "pictures": pictures,
@@ -154,18 +155,12 @@ def _recipes(trials: pd.DataFrame, num_val: int) -> pd.DataFrame:
     return compare_recipes(trials, num_val) if recipes.empty else recipes
 
 
-def _chosen(trials: pd.DataFrame, recipes: pd.DataFrame, top: int) -> pd.DataFrame:
-    """Return the trials of the ``top`` configurations that are to be explained, those of the winner first.
-
-    The best recipe is one that was trained to the end with all its seeds; the best trials need not be its.
-    """
-    won = trials[trials["trial_id"].isin(recipes.iloc[0]["trial_ids"]) & trials["checkpoint"].notna()]
-    best = top_trials(by_budget(trials)[0], top)
-    if top and len(won) and not set(won["trial_id"]) & set(best["trial_id"]):
-        best = top_trials(by_budget(trials)[0], top - 1)
-    if not top:
-        return best
-    return pd.concat([won, best]).drop_duplicates(["run", "trial_id"])
+def _warnings(texts: list[str], runs: Sequence[Path]) -> list[str]:
+    more = len(texts) - MAX_WARNINGS
+    if more <= 0:
+        return texts
+    command = shlex.join(["python", "-m", "analysis", "health", *map(source, runs)])
+    return [*texts[:MAX_WARNINGS], f"And {more} more: {command}."]
 
 
 def _num_tested(trials: pd.DataFrame) -> int:
@@ -234,7 +229,7 @@ def _headline(
     won = f"{first['recipe']}{' with ' + with_what if with_what else ''}"
     reached = f"validation accuracy {interval(first['val_accuracy'], first['val_low'], first['val_high'])}"
     if first["test_seeds"]:
-        reached = f"test accuracy {interval(first['test_accuracy'], first['test_low'], first['test_high'])}, " + reached
+        reached = f"test accuracy {_test_accuracy(first)}, " + reached
     seeds = int(first["num_seeds"])
     if seeds > 1:
         of = "" if seeds == first["num_seeds_asked"] else f" of {first['num_seeds_asked']}"
@@ -255,9 +250,14 @@ def _headline(
         second = recipes.iloc[1]
         gap = 100 * (first["val_accuracy"] - second["val_accuracy"])
         by = f"{gap:.1f} points of validation accuracy ahead of the next recipe, {second['recipe']}"
+        if gap < 0:  # what was confirmed, and what was trained to the end, goes before
+            lacks = "trained to the end with all its seeds" if second["censored"] else "confirmed"
+            by = f"The next recipe, {second['recipe']}, shows {-gap:.1f} points more, but was not {lacks}"
         by += _difference(first, second, explanations, trials) + "."
     if first["censored"]:
-        sure += " No recipe was trained to the end with all its seeds: these figures are of unfinished trainings."
+        ended = trials.set_index("trial_id").loc[list(first["trial_ids"])]["status"] == "completed"
+        those = "those that were not stopped, which flatters it" if ended.all() else "unfinished trainings"
+        sure += f" No recipe was trained to the end with all its seeds: these figures are of {those}."
     return {"won": won, "reached": reached + ".", "by": by, "sure": sure}
 
 
@@ -268,7 +268,9 @@ def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Expl
     if first["epochs"] != second["epochs"]:
         return f"; no verdict, for they were trained for {first['epochs']} and {second['epochs']} epochs"
     by_id = {e.trial_id: e for e in explanations}
-    if first["num_seeds"] > 1 and second["num_seeds"] > 1:
+    if (first["num_seeds"] > 1) != (second["num_seeds"] > 1):
+        return "; no verdict, for one of them has a single seed"
+    if first["num_seeds"] > 1:
         rows = trials.set_index("trial_id")
         groups = (rows.loc[list(row["trial_ids"])].set_index("seed")["val_accuracy"] for row in (first, second))
         what, chance = "over seeds the difference is", "in training"
@@ -305,13 +307,12 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for _, row in recipes.iterrows():
         val = interval(row["val_accuracy"], row["val_low"], row["val_high"])
-        test = interval(row["test_accuracy"], row["test_low"], row["test_high"])
         gap = row["generalization_gap"]
         rows.append(
             {
                 **row,
                 "val": val,
-                "test": test,
+                "test": _test_accuracy(row),
                 "seeds": row["num_seeds"]
                 if row["num_seeds"] == row["num_seeds_asked"]
                 else f"{row['num_seeds']} of {row['num_seeds_asked']}",
@@ -321,6 +322,12 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _test_accuracy(recipe: pd.Series) -> str:
+    """Return a recipe's test accuracy with its interval and, if they are not all of its seeds, of how many it is."""
+    of = f", {recipe['test_seeds']:.0f} of the seeds" if 0 < recipe["test_seeds"] < recipe["num_seeds"] else ""
+    return interval(recipe["test_accuracy"], recipe["test_low"], recipe["test_high"]) + of
 
 
 def _trial_rows(trials: pd.DataFrame) -> list[dict[str, Any]]:
@@ -369,10 +376,11 @@ def _method(studies: Sequence[dict[str, Any]], trials: pd.DataFrame) -> list[str
             )
         else:
             epochs = settings["max_epochs"]
-            texts.append(f"{which}Every trial was to be trained for {epochs} epochs; none was stopped early.")
+            fewer = " (setups that cost more a step once more, for fewer)" if settings.get("equal_compute") else ""
+            texts.append(f"{which}Every trial was to be trained for {epochs} epochs{fewer}; none was stopped early.")
     texts.append(
         "Intervals are of 95 %: Wilson's over images for one seed, Student's t over seeds where there are several, the "
-        "paired bootstrap over images for maps."
+        "bootstrap over images for the maps of one network."
     )
     return texts
 
@@ -420,4 +428,5 @@ def _markdown_text(value: object) -> object:
     text = html.escape(re.sub(r"\s+", " ", str(value)), quote=False)
     for character in "\\`*_{}[]|#~":
         text = text.replace(character, "\\" + character)
-    return text.replace("://", "&#58;//").replace("@", "&#64;")  # which would become links
+    # Which would become links.
+    return text.replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")

@@ -10,6 +10,7 @@ RUN/explanations/TRIAL/summary.json     of explained trials; see :mod:`analysis.
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -119,13 +120,18 @@ def _read_log(run: Path, *stamps: tuple[int, int, int] | None) -> RunLog:
     return read
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder; False also where one may not look."""
+    return os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir raises there
+
+
 def load_checkpoints(run: RunPath) -> dict[str, dict[int, str]]:
     """Return the folders of the checkpoints that are there, as paths within the run, by trial and epoch."""
     run = local_run(run)
     found: dict[str, dict[int, str]] = {}
     for trial in read_log(run).trials.values():
         folders = {epoch: row["checkpoint"] for epoch, row in trial.rows.items() if row.get("checkpoint")}
-        found[trial.trial_id] = {epoch: folder for epoch, folder in folders.items() if (run / folder).is_dir()}
+        found[trial.trial_id] = {epoch: folder for epoch, folder in folders.items() if is_folder(run / folder)}
     return found
 
 
@@ -235,7 +241,11 @@ def _read(file: Path) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """Return what a file of JSON holds; None if there is no such file, or it is not whole."""
+    """Return what a file of JSON holds; None if there is no such file, or it is not whole.
+
+    Raises:
+        RunError: if it is there and cannot be read.
+    """
     try:
         return json.loads(_read(file))
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.remote import RunPath, local_run, source
-from analysis.run_log import EPOCH_METRICS, LoggedTrial, is_running, read_json, read_log
+from analysis.run_log import EPOCH_METRICS, LoggedTrial, is_folder, is_running, read_json, read_log
 from analysis.study_file import RunError, is_number, read_study
 from trainables.settings import TrialSettings
 
@@ -217,19 +217,22 @@ def _measured(run: Path, trial_id: str, checkpoint: str | None) -> dict[str, flo
     if summary.get("format") != EXPLANATION_FORMAT:
         return {}
     columns = {}
+    accuracy, images = summary.get("test_accuracy"), summary.get("num_test_images")
+    if is_number(accuracy) and 0 <= accuracy <= 1 and type(images) is int and is_number(images) and images > 0:
+        columns = {"test_accuracy": accuracy, "num_test_images": images}
     for name, value in summary.items():
-        if name in ("test_accuracy", "num_test_images"):
-            if is_number(value) and value >= 0 and (value <= 1 or name == "num_test_images"):
-                columns[name] = value
-        elif MEASURE_OF_MAPS.fullmatch(name) and isinstance(value, dict):
+        if MEASURE_OF_MAPS.fullmatch(name) and isinstance(value, dict):
             parts = {"": value.get("mean"), "_low": value.get("low"), "_high": value.get("high")}
             columns |= {f"{name}{end}": part for end, part in parts.items() if is_number(part)}
     return columns
 
 
 def _text(value: Any) -> str | None:
-    """Return text as a column can hold it; JSON has characters (half of a pair) that are none. None of what is none."""
-    return value.encode(errors="replace").decode() or None if isinstance(value, str) else None
+    """Return text as a column can hold it and a terminal show it, without control characters; None of what is none."""
+    if not isinstance(value, str):
+        return None
+    whole = value.encode(errors="replace").decode()  # JSON has characters (half of a pair) that are none
+    return "".join(character if character.isprintable() else " " for character in whole) or None
 
 
 def _is_setting(value: Any, kind: Any) -> bool:
@@ -237,7 +240,9 @@ def _is_setting(value: Any, kind: Any) -> bool:
         return is_number(value)
     if kind is int:
         return type(value) is int and is_number(value)
-    return type(value) is bool if kind is bool else type(value) is str and value.isascii()
+    if kind is bool:
+        return type(value) is bool
+    return type(value) is str and bool(re.fullmatch(r"[\w+,.-]{1,64}", value, re.ASCII))
 
 
 def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, Any]:
@@ -284,7 +289,7 @@ def _trial_row(run: Path, trial: LoggedTrial, live_attempt: int) -> dict[str, An
         row |= {name: best[name] for name in ("val_accuracy", "val_loss", "train_accuracy")}
         row["generalization_gap"] = best["train_accuracy"] - best["val_accuracy"]
         row["kept_as"] = best.get("checkpoint")
-        if row["kept_as"] and (run / row["kept_as"]).is_dir():
+        if row["kept_as"] and is_folder(run / row["kept_as"]):
             row["checkpoint"] = str(run / row["kept_as"])
     return row
 

@@ -425,6 +425,15 @@ def test_a_confirmation_that_came_to_nothing_is_not_made_up_for_by_the_search(st
     assert compare_recipes(trials, 50)["censored"].to_list() == [False, True]
 
 
+def test_where_all_fresh_seeds_failed_before_their_first_epoch_the_search_speaks():
+    """They say nothing; had one of them diverged, that would be what they say."""
+    trials = searched_and_confirmed()
+    trials.loc[trials["phase"] == "confirm", ["status", "val_accuracy"]] = ["failed", NAN]
+    assert confirmed(trials)["trial_id"].to_list() == ["t0", "t1"]
+    trials.loc[3, "status"] = "diverged"
+    assert confirmed(trials)["trial_id"].to_list() == ["t1", "t2", "t3"]
+
+
 @pytest.mark.parametrize("status", ["pending", "running"])
 def test_unfinished_confirmations_do_not_count_yet(status):
     assert confirmed(searched_and_confirmed(status=status))["trial_id"].to_list() == ["t0", "t1"]

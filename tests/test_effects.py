@@ -333,6 +333,19 @@ def test_the_front_by_hand():
     ]
 
 
+def test_a_confirmed_point_is_that_of_its_fresh_seeds():
+    found = pareto_front(
+        table(
+            {"lr": 0.1, "val_accuracy": 0.9},
+            {"lr": 0.1, "val_accuracy": 0.7, "seed": 1, "phase": "confirm"},
+            {"lr": 0.1, "val_accuracy": 0.6, "seed": 2, "phase": "confirm"},
+            {"lr": 0.01, "val_accuracy": 0.5},
+        )
+    ).set_index("lr")
+    assert found["val_accuracy"].to_dict() == {0.1: pytest.approx(0.65), 0.01: 0.5}
+    assert found["num_seeds"].to_dict() == {0.1: 2, 0.01: 1}
+
+
 def test_of_equally_dear_points_the_more_accurate_is_on_the_front_and_of_equal_points_each():
     rows = [(10.0, 0.4), (10.0, 0.5), (20.0, 0.5), (10.0, 0.5), (30.0, 0.6)]
     trials = table(*({"lr": i / 10 + 0.1, "train_seconds": s, "val_accuracy": v} for i, (s, v) in enumerate(rows)))

@@ -52,6 +52,11 @@ def test_a_value_never_trained_to_the_end_is_warned_of():
     assert "1 diverged" in text
 
 
+def test_a_value_that_always_diverged_is_known_for_what_it_is():
+    rows = [{"lr": 0.1}, {"lr": 0.01}, {"lr": 1.0, "status": "diverged"}]
+    assert warned(table(*rows), "not tried") == []
+
+
 @pytest.mark.parametrize("status", ["pending", "running", "completed"])
 def test_a_value_that_still_may_be_trained_to_the_end_is_not_warned_of(status):
     rows = [{"optimizer": o, "lr": lr} for o in ("sgd", "adam") for lr in (0.1, 0.01)]
@@ -94,6 +99,12 @@ def test_a_chance_is_told_with_the_seeds_it_takes():
         "adam and sgd cannot be told apart with 3 seeds (+1.0 points, −1.5 to +3.5); "
         "if that is the difference, it would take about 10."
     ]
+
+
+def test_confirmed_recipes_are_not_said_to_have_one_seed():
+    rows = [{"optimizer": "adam", "val_accuracy": 0.9}, {"optimizer": "sgd", "val_accuracy": 0.2}]
+    rows += [{"optimizer": "adam", "val_accuracy": 0.8, "seed": seed, "phase": "confirm"} for seed in (5, 6)]
+    assert warned(table(*rows), "chance") == []
 
 
 def test_recipes_that_are_told_apart_give_no_warning():

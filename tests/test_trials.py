@@ -698,6 +698,8 @@ def test_only_settings_are_taken_from_a_manifest(tmp_path):
         ("normalize", 1, "1"),
         ("optimizer", {"a": 1}, r"{'a': 1}"),
         ("optimizer", "\ud800", r"'\\ud800'"),
+        ("optimizer", "", "''"),
+        ("augmentation", "$\\frac$", r"'\$\\\\frac\$'"),
     ],
 )
 def test_a_setting_that_cannot_be_read_is_missing_and_told_of(tmp_path, name, value, told):
@@ -725,11 +727,11 @@ def test_a_start_in_an_attempt_without_a_number_does_not_count(tmp_path, attempt
 
 
 def test_text_with_characters_that_are_none_is_told_without_them(tmp_path):
-    failed = ("trial_failed", {"trial_id": "a", "error": "what \ud800?"})
+    failed = ("trial_failed", {"trial_id": "a", "error": "what \ud800\x1b]52;c;eA==\x07\n?"})  # fills a clipboard
     events = [started("a"), epoch("a", 1, device="\udfff", host="\ud800"), failed, epoch("b", 1, device=[1])]
     run = make_run(tmp_path / "run", {"a": settings(), "b": settings()}, events)
     trials = load_trials(run)
-    assert trials["error"].to_list()[0] == "what ??"
+    assert trials["error"].to_list()[0] == "what ? ]52;c;eA==  ?"
     assert trials["device"].fillna("").to_list() == ["?", ""]
     assert load_timeline(run)["host"].to_list() == ["?"]
 
@@ -749,6 +751,22 @@ def test_measures_that_are_no_numbers_do_not_count(tmp_path):
     found = load_trials(run).iloc[0]
     assert (found["test_accuracy"], found["num_test_images"], found["saliency_gini"]) == (0.75, 40, 0.5)
     assert {"saliency_gini_low", "saliency_gini_high", "gradcam_gini"}.isdisjoint(found.index)
+
+
+@pytest.mark.parametrize("images", [None, 0, -1, 2.5, True, "40", 10**400])
+def test_test_accuracy_counts_with_the_number_of_its_images_only(tmp_path, images):
+    run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)], [checkpoint("a", 1)])
+    write_summary(run, test_accuracy=0.75, num_test_images=images)
+    assert {"test_accuracy", "num_test_images"}.isdisjoint(load_trials(run))
+
+
+def test_reading_a_run_writes_nothing_whatever_lies_there(tmp_path):
+    """A sign of life, as of a run at a URI, would make it look for the id of its copy, and make one."""
+    run = make_run(tmp_path / "run", {"a": settings()}, [epoch("a", 1)])
+    (run / "heartbeat").write_text('{"copy": "x", "time": 0}')
+    (run / ".id").symlink_to(tmp_path / "made")
+    load_trials(run)
+    assert not (tmp_path / "made").exists()
 
 
 def test_what_was_measured_stays_when_its_checkpoint_goes(tmp_path):
