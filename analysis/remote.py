@@ -184,6 +184,16 @@ def show_life(copy: Path, uri: str) -> None:
         _write(storage, file, json.dumps({"time": time.time(), "copy": _id_of(copy)}).encode())
 
 
+def end_life(copy: Path, uri: str) -> None:
+    """Take the sign of life of this copy away again, if storage lets us: others then need not wait for it to age."""
+    with contextlib.suppress(OSError, RemoteError):
+        storage, base = open_storage(uri)
+        with storage.open_input_stream(f"{base}/{HEARTBEAT}") as stream:
+            sign = stream.readall()
+        if not _is_of_another(sign, copy):
+            storage.delete_file(f"{base}/{HEARTBEAT}")
+
+
 def upload(run: Path, uri: str, sent: dict[str, int]) -> None:
     """Bring the small files of a run to its URI that have grown since, after a sign of life.
 

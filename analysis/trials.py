@@ -322,7 +322,7 @@ def command_of(row: pd.Series, study: dict[str, Any], name: str) -> str:
     words = [f"{key}={'null' if settings[key] is None else settings[key]}" for key in decides]
     if row["device"] == "cpu":  # sums depend on what adds them up
         words += ["device=cpu", f"cpus_per_trial={settings.get('cpus_per_trial') or 'null'}"]
-    words += [f"max_epochs={row['max_epochs']}", "grace_period=1", "early_stopping=none", "equal_compute=false"]
+    words += [f"max_epochs={row['max_epochs']}", "early_stopping=none", "equal_compute=false"]
     words += ["search=grid", "num_trials=1", "space={}"]
     words += [f"fixed.{key}={row[key]}" for key in (*HYPERPARAMETERS, "seed")]
     words += ["--data-dir", settings["data_dir"]] if settings["data_dir"] else []

@@ -154,7 +154,8 @@ def randomisation_check(model: nn.Module, make_maps: Callable[[nn.Module], Tenso
         raise ValueError(f"{type(model).__name__}: cannot initialize {', '.join(kept)} anew")
     before = make_maps(network).flatten(1)
     similarity = {}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for name, part in reversed(list(network.named_children())):
             below: list[Any] = [module for module in part.modules() if hasattr(module, "reset_parameters")]

@@ -29,11 +29,11 @@ from analysis.remote import RunPath, is_uri, open_storage, source
 from analysis.run_log import load_checkpoints, load_faults
 from analysis.trials import ENDED, load_decisions, load_epochs, load_trials
 from study.asha import RecordingASHA
-from study.disk import Checkpoints, DiskFullError, as_text, free_bytes
+from study.disk import Checkpoints, DiskFullError, free_bytes, size_text
 from study.events import EventLog
 from study.manifest import read_manifest
 from study.progress import Progress
-from study.recorder import Guard, Recorder, in_short, is_disk_full, settings_of
+from study.recorder import Guard, Recorder, in_short, is_disk_full, settings_of_ray
 from study.resources import Resources
 from study.settings import StudySettings
 from study.space import fixed_settings, optuna_space
@@ -220,7 +220,7 @@ def _ray_tune_settings() -> Iterator[None]:
 
 
 def _disk_full(run: Path, error: str) -> DiskFullError:
-    why = error or f"{as_text(free_bytes(run))} free"
+    why = error or f"{size_text(free_bytes(run))} free"
     return DiskFullError(
         f"{source(run)}: the disk is full ({why}); every finished epoch is kept: "
         f"make room and go on by python -m study resume {source(run)}"
@@ -241,7 +241,7 @@ class _FolderNames:
         self._taken = set(known) - set(unfinished)
 
     def __call__(self, trial: Trial) -> str:
-        key = settings_of(trial, self._fixed).key()
+        key = settings_of_ray(trial, self._fixed).key()
         names = (key if i == 1 else f"{key}-{i}" for i in itertools.count(1))
         free = next(name for name in names if name not in self._taken)
         self._taken.add(free)

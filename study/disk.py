@@ -63,7 +63,7 @@ def free_bytes(run: Path) -> int:
     return shutil.disk_usage(run).free
 
 
-def as_text(size: float) -> str:
+def size_text(size: float) -> str:
     """Return a size as people say it: ``850 MB``, ``1.4 GB``."""
     return f"{size / 1e9:.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
 

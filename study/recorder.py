@@ -106,7 +106,7 @@ class Recorder(tune.Callback):
                 self._saved.setdefault(row["trial_id"], {})[row["epoch"]] = _Saved(folder, row["val_accuracy"])
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        name, settings = trial_name(trial), settings_of(trial, self._fixed).model_dump()
+        name, settings = trial_name(trial), settings_of_ray(trial, self._fixed).model_dump()
         self._events.append("trial_started", trial_id=name, attempt=self._attempt, settings=settings)
         self._guard.running[name] = trial
         trial.max_failures = max(0, self._max_failures - self._failures_before.get(name, 0))
@@ -144,7 +144,7 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         name = trial_name(trial)
-        done = trial.last_result.get("epoch") == settings_of(trial, self._fixed).max_epochs
+        done = trial.last_result.get("epoch") == settings_of_ray(trial, self._fixed).max_epochs
         with contextlib.suppress(OSError):  # its epochs say so too
             self._events.append("trial_ended", trial_id=name)
         self._end(trial, "diverged" if name in self._diverged else "completed" if done else "stopped")
@@ -193,7 +193,7 @@ class Recorder(tune.Callback):
         self._guard.is_over |= self._alone
         # What is raised here would have Ray Tune begin the trial again, which has ended.
         with contextlib.suppress(OSError):
-            settings = settings_of(trial, self._fixed).model_dump()
+            settings = settings_of_ray(trial, self._fixed).model_dump()
             if not lost:  # resume goes on with it
                 accuracy, folder = (best.val_accuracy, best.folder) if best else (-1.0, None)
                 self._budget.trial_ended(name, settings, status, accuracy, folder)
@@ -205,7 +205,7 @@ class Recorder(tune.Callback):
         return {"_attempt": self._attempt}
 
 
-def settings_of(trial: Trial, fixed: dict[str, Any]) -> TrialSettings:
+def settings_of_ray(trial: Trial, fixed: dict[str, Any]) -> TrialSettings:
     """Return the settings of a trial: what the study fixes, and what the search chose."""
     return TrialSettings(**{**fixed, **trial.config["trial"]})
 

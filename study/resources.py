@@ -43,7 +43,8 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
     nodes = [(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0)) for n in ray.nodes() if n["Alive"]]
     cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
     largest = max(cores for cores, _ in nodes)
-    wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
+    here = resolve_device().type if address == "local" else "cuda"  # what nodes of a cluster can use, they say there
+    wants_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0 and here == "cuda")
     gpus_per_trial = settings.gpus_per_trial
     if gpus_per_trial is None:
         gpus_per_trial = 1.0 if wants_gpu else 0.0
@@ -59,7 +60,6 @@ def share_out(settings: StudySettings, address: str, num_trials: int) -> Resourc
         )
     device = settings.device
     if device == "auto":
-        here = resolve_device().type if address == "local" else "cpu"
         device = "cuda" if gpus_per_trial else "mps" if here == "mps" else "cpu"
     if device == "mps":
         slots = 1  # Ray does not know Apple's GPU: every core would run a trial on it

@@ -23,7 +23,7 @@ from analysis.run_log import load_faults, open_attempt
 from analysis.study_file import read_study
 from analysis.trials import ENDED, load_trials, settings_of
 from study.attempt import run_attempt
-from study.disk import DiskFullError, as_text, checkpoint_bytes, free_bytes, needed_bytes
+from study.disk import DiskFullError, checkpoint_bytes, free_bytes, needed_bytes, size_text
 from study.events import EventLog
 from study.manifest import (
     Manifest,
@@ -39,7 +39,7 @@ from study.space import fixed_settings, list_trials
 from study.supervise import Interruption, StudyError, holding, interruptible, supervise
 from study.upload import Uploads
 from trainables.data import ImageData, load_data, stratified_split
-from trainables.device import describe_machine, resolve_device
+from trainables.device import DeviceError, describe_machine, resolve_device
 from trainables.settings import TrialSettings
 from trainables.train import split_validation
 
@@ -106,7 +106,8 @@ def run_study(
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
-        return _run_to_the_end(settings, folder, run, trials, loaded, address, show, interruption, begin)
+        fingerprint = loaded[0].fingerprint()
+        return _run_to_the_end(settings, folder, run, trials, loaded, fingerprint, address, show, interruption, begin)
 
 
 def resume_study(run: RunPath, *, address: str = "local", show: bool = True, force: bool = False) -> bool:
@@ -145,10 +146,14 @@ def _go_on(folder: Path, run: RunPath, address: str, show: bool, force: bool) ->
         if left_open := open_attempt(folder):  # nobody runs it any more
             with contextlib.suppress(OSError):  # a disk that is full still: the attempt will say so
                 events.append("attempt_ended", attempt=left_open, reason="killed")
-        loaded = [_load(settings, address)]
-        found, then = _describe_data(settings, loaded[0])["fingerprint"], study["data"]["fingerprint"]
-        if found != then:
-            raise StudyError(f"{run}: began with other images (fingerprint {then}, now {found}); restore them to go on")
+        fingerprint = study["data"]["fingerprint"]
+        try:
+            loaded = [_load_again(settings, address, run, fingerprint)]
+        except DeviceError as error:
+            raise StudyError(
+                f"{run}: began on {settings.device}, which this machine has not; go on where there is one, or write "
+                "another device into its study.yaml and give --force"
+            ) from error
         try:
             for row in lost.to_dict("records"):  # what took its workers away may be over
                 events.append("trial_lost", trial_id=row["trial_id"], error=row["error"])
@@ -158,7 +163,7 @@ def _go_on(folder: Path, run: RunPath, address: str, show: bool, force: bool) ->
         except OSError as error:
             raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
         asked = [*now.trials, *begun.confirmations]
-        return _run_to_the_end(settings, folder, run, asked, loaded, address, show, interruption)
+        return _run_to_the_end(settings, folder, run, asked, loaded, fingerprint, address, show, interruption)
 
 
 def confirm_study(
@@ -238,6 +243,16 @@ def _load(settings: StudySettings, address: str) -> ImageData:
     return load_data(settings.dataset, "train", directory, seed=settings.seed, size=settings.train_size)
 
 
+def _load_again(settings: StudySettings, address: str, run: RunPath, fingerprint: str) -> ImageData:
+    """Return the images that the study began with; among others, trials would be validated on what they have seen."""
+    data = _load(settings, address)
+    if (found := data.fingerprint()) != fingerprint:
+        raise StudyError(
+            f"{run}: began with other images (fingerprint {fingerprint}, now {found}); restore them to go on"
+        )
+    return data
+
+
 def _describe_data(settings: StudySettings, data: ImageData) -> dict[str, Any]:
     num_val = len(stratified_split(data.labels, settings.val_fraction, settings.seed)[1])
     return {
@@ -258,12 +273,13 @@ def _run_to_the_end(
     run: RunPath,
     trials: Sequence[TrialSettings],
     loaded: list[ImageData],
+    fingerprint: str,
     address: str,
     show: bool,
     interruption: Interruption,
     begin: Callable[[StudySettings, contextlib.ExitStack], None] | None = None,
 ) -> bool:
-    """Attempt the study until it ends; ``loaded`` holds the data until Ray's object store has them."""
+    """Attempt the study until it ends; ``loaded`` holds the data, of this fingerprint, until Ray's store has them."""
     num_trials = len(trials) or settings.num_trials or 1
     storage = run if is_uri(run) else folder
 
@@ -273,7 +289,7 @@ def _run_to_the_end(
 
     def attempt(alone: bool) -> str:
         nonlocal settings, begin
-        data = loaded.pop() if loaded else _load(settings, address)
+        data = loaded.pop() if loaded else _load_again(settings, address, run, fingerprint)
         with ray_session(address):
             # Of all trials, not of those that are left: sums, and so results, depend on the threads of a trial.
             resources = share_out(settings, address, num_trials)
@@ -291,7 +307,7 @@ def _run_to_the_end(
                 at_once = max(1, min(resources.concurrent, num_trials))
                 needed = needed_bytes(size, num_trials, at_once, settings.keep_checkpoints)
                 room = _check_room(needed, storage)
-                tell(f"checkpoints will need up to {as_text(needed)} (trials at once: {at_once}); {room}")
+                tell(f"checkpoints will need up to {size_text(needed)} (trials at once: {at_once}); {room}")
                 begin(settings, held)
                 begin = None
             if not is_uri(run):
@@ -329,10 +345,10 @@ def _check_room(needed: int, storage: RunPath) -> str:
     free = free_bytes(storage)
     if needed > free:
         raise DiskFullError(
-            f"{storage}: the study needs up to {as_text(needed)} of disk, {as_text(free)} are free; "
+            f"{storage}: the study needs up to {size_text(needed)} of disk, {size_text(free)} are free; "
             "make room, or lower keep_checkpoints"
         )
-    return f"{as_text(free)} are free"
+    return f"{size_text(free)} are free"
 
 
 def _largest_checkpoint(settings: StudySettings, trials: Sequence[TrialSettings], num_classes: int) -> int:

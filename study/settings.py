@@ -123,10 +123,12 @@ class StudySettings(BaseModel):
             raise ValueError(f"gpus_per_trial is {self.gpus_per_trial:g}, but device is {self.device}; leave one out")
         if self.device == "cuda" and self.gpus_per_trial == 0:
             raise ValueError("device is cuda, but gpus_per_trial is 0; give a share above 0 or leave it out")
-        if self.grace_period > self.max_epochs:
+        if self.early_stopping == "asha" and self.grace_period > self.max_epochs:
             raise ValueError(f"grace_period ({self.grace_period}) must not exceed max_epochs ({self.max_epochs})")
         if self.search != "grid" and self.num_trials is None:
             raise ValueError(f"num_trials is needed for search: {self.search}")
+        if self.search == "optuna" and not self.space:
+            raise ValueError("search optuna suggests values of the space, which is empty; give space.NAME=...")
         size = self.space_size()
         if self.search != "optuna" and size is not None and self.num_trials is not None and self.num_trials > size:
             raise ValueError(f"num_trials is {self.num_trials}, but the space has {size} combinations")

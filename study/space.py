@@ -1,6 +1,5 @@
 """Search space -> a seeded list of trials, or a space for Optuna."""
 
-import itertools
 import math
 from typing import Any
 
@@ -31,9 +30,13 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
     fixed = fixed_settings(settings)
     if settings.space_size() is not None:
         # A finite space is shuffled whole, also for a random search: drawing without replacement.
-        names, values = list(settings.space), list(settings.space.values())
-        grid = [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]
-        chosen = [grid[i] for i in rng.permutation(len(grid))[: settings.num_trials]]
+        lists = {name: values for name, values in settings.space.items() if isinstance(values, list)}
+        shape = tuple(map(len, lists.values()))
+        chosen = [
+            {name: values[place] for (name, values), place in zip(lists.items(), places, strict=True)}
+            for number in rng.permutation(math.prod(shape))[: settings.num_trials]
+            for places in [np.unravel_index(number, shape)]
+        ]
         return _with_equal_compute(settings, [TrialSettings(**{**fixed, **trial}) for trial in chosen])
     trials: dict[str, TrialSettings] = {}
     for _ in range(100 * (settings.num_trials or 0)):  # ends also where whole numbers allow fewer trials than asked
@@ -50,11 +53,16 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
 def _with_equal_compute(settings: StudySettings, trials: list[TrialSettings]) -> list[TrialSettings]:
     if not settings.equal_compute:
         return trials
-    shorter = [
-        trial.model_copy(update={"max_epochs": max(epochs, len(trial.resolutions), math.ceil(trial.warmup_epochs))})
-        for trial in trials
-        if (epochs := epochs_of_equal_compute(trial.setup, trial.max_epochs)) < trial.max_epochs
-    ]
+    shorter = []
+    for trial in trials:
+        epochs = epochs_of_equal_compute(trial.setup, trial.max_epochs)
+        if epochs < max(len(trial.resolutions), trial.warmup_epochs):
+            raise SettingsError(
+                f"equal_compute leaves {trial.setup} {epochs} epochs, too few for its resolutions ({trial.resolution}) "
+                f"and warm-up ({trial.warmup_epochs:g}); raise max_epochs"
+            )
+        if epochs < trial.max_epochs:
+            shorter.append(trial.model_copy(update={"max_epochs": epochs}))
     return trials + shorter
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.ray_session import ClusterError
-from analysis.remote import RemoteError, TakenError, is_run_elsewhere, is_uri, show_life, source
+from analysis.remote import RemoteError, TakenError, end_life, is_run_elsewhere, is_uri, show_life, source
 from analysis.run_log import load_faults
 from analysis.study_file import RunError
 from analysis.trials import ENDED, load_trials
@@ -67,7 +67,11 @@ def holding(run: Path) -> Iterator[None]:
                     time.sleep(wait)
             except TakenError as error:
                 raise elsewhere from error
-        yield
+        try:
+            yield
+        finally:
+            if is_uri(source(run)):
+                end_life(run, source(run))
 
 
 @dataclass

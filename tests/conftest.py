@@ -15,7 +15,7 @@ from PIL import Image
 
 # Ray of the tests, also where a test lets a command start it, has one CPU: trials run one at a time, so that ASHA
 # decides the same every time, and in one thread, for beside other processes the threads of a trial wait for each other.
-os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 1})
+os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 1, "GPU": 0})
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
@@ -69,7 +69,7 @@ def ray_session() -> Iterator[str]:
 def two_cpus(ray_session: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For one test, Ray with two CPUs."""
     with monkeypatch.context() as patch:
-        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 2}))
+        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 2, "GPU": 0}))
         ray.shutdown()
         _start_ray(ray_session)
         yield

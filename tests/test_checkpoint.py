@@ -248,6 +248,18 @@ def keep(name: str, share: float) -> Callable[[Path], None]:
     return change
 
 
+def hollow(name: str) -> Callable[[Path], None]:
+    """As after a power cut, when a file's length is on the disk and a part of its content is not."""
+
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 512] = bytes(512)
+        (folder / name).write_bytes(content)
+
+    return change
+
+
 def content(name: str, text: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(text) and None
 
@@ -297,6 +309,7 @@ BROKEN_FOR_BOTH = {
     "weights cut in half": (keep("weights.pt", 0.5), "weights.pt: truncated"),
     "weights without their end": (keep("weights.pt", 0.99), "weights.pt: truncated"),
     "weights of no bytes": (keep("weights.pt", 0), "weights.pt: truncated"),
+    "weights with a hole": (hollow("weights.pt"), "weights.pt: truncated or not a checkpoint (archive/data/"),
     "weights of text": (content("weights.pt", b"these are no weights"), "weights.pt: truncated"),
     "weights of zeros": (content("weights.pt", bytes(2000)), "weights.pt: truncated"),
     "weights of another width": (with_settings(width=5), "ResNet-18, width 5, 2 classes"),
@@ -308,6 +321,7 @@ BROKEN_FOR_BOTH = {
 BROKEN_FOR_TRAINING = {
     "training cut in half": (keep("training.pt", 0.5), "training.pt: truncated"),
     "training without its end": (keep("training.pt", 0.99), "training.pt: truncated"),
+    "training with a hole": (hollow("training.pt"), "training.pt: truncated"),
     "training of no bytes": (keep("training.pt", 0), "training.pt: truncated"),
     "training of a list": (holding("training.pt", [1, 2]), "training.pt: does not fit"),
     "training of nothing": (holding("training.pt", {}), "training.pt: does not fit"),

@@ -15,7 +15,7 @@ from trainables import (
     resolve_precision,
     train,
 )
-from trainables.device import memory_format
+from trainables.device import describe_machine, memory_format
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
@@ -53,6 +53,11 @@ def test_nonsense_device_is_refused(device, bare_machine):
         resolve_device(device)
     assert f"device {device!r}: not a device; allowed are auto, cpu, cuda, cuda:N, mps" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_gpu_whose_driver_is_too_old_is_not_asked_for_its_name(bare_machine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as its driver's library has it
+    assert describe_machine()["gpus"] == []
 
 
 def test_automatic_device_is_the_fastest_there_is(bare_machine, monkeypatch):
@@ -103,13 +108,11 @@ def test_automatic_precision_of_a_cpu_follows_the_hardware(avx512, amx, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("capability", "native", "expected"),
-    [((6, 1), False, "fp32"), ((7, 0), False, "fp16"), ((7, 5), False, "fp16"), ((8, 0), True, "bf16")],
+    ("capability", "expected"),
+    [((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")],
     ids=["Pascal", "Volta", "Turing", "Ampere"],
 )
-def test_automatic_precision_of_a_gpu_is_what_its_tensor_cores_multiply(capability, native, expected, monkeypatch):
-    # is_bf16_supported() counts emulation, which is slow, unless told otherwise.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+def test_automatic_precision_of_a_gpu_is_what_its_tensor_cores_multiply(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert resolve_precision(CUDA) == expected
 

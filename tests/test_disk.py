@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from analysis import load_trials
-from study.disk import Checkpoints, as_text, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes
+from study.disk import Checkpoints, checkpoint_bytes, free_bytes, needed_bytes, reserve_bytes, size_text
 from trainables import ImageData, TrialSettings, save_checkpoint, train
 
 # ---- Sizes
@@ -85,7 +85,7 @@ def test_reserve_has_room_for_two_copies_of_a_checkpoint_of_every_running_trial(
     ],
 )
 def test_sizes_are_as_people_say_them(size, text):
-    assert as_text(size) == text
+    assert size_text(size) == text
 
 
 def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Runs on an S3 server: a stand-in for one, on loopback."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -182,9 +183,11 @@ def test_a_sign_of_life_from_another_copy_keeps_others_away(run: str, monkeypatc
                     resume_study(run, show=False)
             else:
                 with holding(local_run(run)):
-                    pass
+                    assert storage.get_file_info(f"{base}/heartbeat").is_file
+                assert not storage.get_file_info(f"{base}/heartbeat").is_file  # its own, which it takes along
     finally:
-        storage.delete_file(f"{base}/heartbeat")
+        with contextlib.suppress(FileNotFoundError):
+            storage.delete_file(f"{base}/heartbeat")
     assert not is_running(run)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from analysis.ray_session import ClusterError
 from study import load_settings
@@ -45,6 +46,16 @@ def test_trials_at_once_are_those_that_fit_into_nodes(
     if not concurrent:
         with pytest.raises(ClusterError, match="lower cpus_per_trial or gpus_per_trial"):
             share_out(settings, "local", 48)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_gpu_is_taken_where_torch_can_use_it(usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts it also where torch was built without CUDA, or the driver is too old."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": GPU_NODE}])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
+    resources = share_out(load_settings("demo"), "local", 3)
+    assert (resources.device, resources.gpus, resources.concurrent) == (("cuda", 1, 2) if usable else ("cpu", 0, 3))
+    assert share_out(load_settings("demo"), "10.0.0.1:6379", 3).device == "cuda"  # which its nodes have
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -271,6 +271,7 @@ BAD = [
     (["num_trials=99"], ["num_trials is 99", "8 combinations"]),
     (["search=random"], ["num_trials is needed", "search: random"]),
     (["search=optuna"], ["num_trials is needed", "search: optuna"]),
+    (["search=optuna", "num_trials=5", "space={}"], ["suggests values of the space", "space.NAME"]),
     # Names
     (["maxepochs=3"], ["maxepochs", "did you mean max_epochs?"]),
     (["xyzzy=3"], ["xyzzy", "known are dataset, data_dir, train_size"]),
@@ -535,15 +536,26 @@ def test_equal_compute_lists_costly_setups_again_with_the_epochs_worked_out_by_h
     assert len(trials) == len({trial.key() for trial in trials}) == 6
 
 
-def test_shorter_trials_keep_an_epoch_for_each_size_and_for_the_warmup():
+def test_shorter_trials_must_have_an_epoch_for_each_size_and_for_the_warmup():
     def epochs(**fixed: object) -> list[int]:
         trials = list_trials(StudySettings(fixed={"setup": "saliency", **fixed}, **EQUAL))
         assert [TrialSettings(**trial.model_dump()) for trial in trials] == trials  # still valid
         return [trial.max_epochs for trial in trials]
 
-    assert epochs() == [16, 6]
-    assert epochs(resolution="12,14,16,18,20,22,24,26") == [16, 8]
-    assert epochs(warmup_epochs=6.5) == [16, 7]
+    assert epochs() == epochs(resolution="12,14,16,18,20,22") == epochs(warmup_epochs=6.0) == [16, 6]
+    for fixed in ({"resolution": "12,14,16,18,20,22,24,26"}, {"warmup_epochs": 6.5}):
+        with pytest.raises(SettingsError, match="equal_compute leaves saliency 6 epochs, too few for its resolutions"):
+            epochs(**fixed)
+
+
+def test_a_random_search_over_a_large_grid_takes_little_memory():
+    space = {name: [i / 100 for i in range(1, 11)] for name in ("lr", "weight_decay", "dropout", "label_smoothing")}
+    space["seed"], space["batch_size"] = list(range(10)), list(range(11, 21))
+    trials = list_trials(StudySettings(search="random", num_trials=5, space=space))  # of a million
+    assert len({trial.key() for trial in trials}) == 5
+    values = {name: {getattr(trial, name) for trial in trials} for name in space}
+    assert all(found <= set(space[name]) for name, found in values.items())
+    assert all(len(found) > 1 for found in values.values())
 
 
 def test_setups_that_cost_what_plain_costs_are_not_listed_again():

@@ -18,6 +18,7 @@ import yaml
 
 import study.attempt
 import study.run
+import study.supervise
 from analysis import (
     RunError,
     compare_recipes,
@@ -34,6 +35,7 @@ from analysis.ray_session import ClusterError
 from analysis.trials import ENDED, HYPERPARAMETERS, command_of
 from study import SettingsError, StudyError, confirm_study, load_settings, resume_study, run_study
 from study.space import list_trials
+from study.supervise import AttemptError
 from trainables import (
     DataError,
     DeviceError,
@@ -83,7 +85,10 @@ def test_a_trial_is_what_the_plain_loop_trains(tiny: tuple[str, ...], finished_r
     row = load_trials(finished_run).query("status == 'completed'").iloc[0]
     trial = next(t for t in list_trials(settings) if t.key() == row["trial_id"])
     data = load_data("folder", "train", pictures, seed=settings.seed)
-    plain = [metrics for metrics, _ in train(trial, *split_validation(data, settings.val_fraction, settings.seed))]
+    plain = [
+        metrics
+        for metrics, _ in train(trial, *split_validation(data, settings.val_fraction, settings.seed), device="cpu")
+    ]
     reported = load_epochs(finished_run).query("trial_id == @row.trial_id")
     for name in ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_array_equal(reported[name], [getattr(m, name) for m in plain], err_msg=name)
@@ -106,7 +111,7 @@ def test_trials_side_by_side_are_those_trained_alone(
     for trial in list_trials(settings):
         own = epochs[epochs["trial_id"] == trial.key()]
         saved = load_checkpoint(trials.loc[trial.key(), "checkpoint"], "cpu")
-        for metrics, state in train(trial, *data):
+        for metrics, state in train(trial, *data, device="cpu"):
             row = own[own["epoch"] == metrics.epoch].iloc[0]
             assert (row["train_loss"], row["val_loss"]) == (metrics.train_loss, metrics.val_loss)
             if metrics.epoch == saved.epoch:
@@ -229,6 +234,34 @@ def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
     drop = ["train_seconds", "images_per_second", "checkpoint"]
     pd.testing.assert_frame_equal(load_trials(whole).drop(columns=drop), load_trials(broken).drop(columns=drop))
     assert not load_epochs(broken).duplicated(["trial_id", "epoch"]).any()
+
+
+def test_other_images_are_refused_by_the_next_attempt(
+    tiny: tuple[str, ...], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials would be validated on what they were trained on before."""
+    copy = tmp_path / "pictures"
+    shutil.copytree(pictures, copy)
+
+    def fail(*_: object) -> str:
+        (copy / "blue/0.png").unlink()
+        raise AttemptError("Ray Tune gave up")
+
+    monkeypatch.setattr(study.run, "run_attempt", fail)
+    monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
+    with pytest.raises(StudyError, match=r"run: began with other images \(fingerprint .*restore them to go on"):
+        run_study(load_settings("demo", [*tiny, f"data_dir={copy}"]), tmp_path / "run", show=False)
+
+
+def test_a_run_goes_on_where_there_is_such_a_device(finished_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    _interrupt(copy, 3)
+    content = yaml.safe_load((copy / "study.yaml").read_text())
+    content["settings"]["device"] = "mps"
+    (copy / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(StudyError, match=r"copy: began on mps, which this machine has not; go on where there is one"):
+        resume_study(copy, show=False, force=True)
 
 
 def test_other_images_are_refused_on_resume(finished_run: Path, tmp_path: Path) -> None:

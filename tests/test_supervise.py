@@ -147,7 +147,8 @@ def test_a_look_by_status_sees_a_run_that_is_held_and_leaves_it_so(tmp_path):
 @pytest.mark.parametrize(
     ("copy", "age", "refused"), [("elsewhere", 5, True), ("elsewhere", 300, False), ("here", 5, False)]
 )
-def test_a_run_at_a_uri_is_held_by_its_signs_of_life(copy, age, refused, tmp_path):
+def test_a_run_at_a_uri_is_held_by_its_signs_of_life(copy, age, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.remote.source", lambda run: "s3://bucket/runs/x")
     (tmp_path / ".id").write_text("here")
     (tmp_path / HEARTBEAT).write_text(json.dumps({"copy": copy, "time": time.time() - age}))
     with pytest.raises(StudyError) if refused else contextlib.nullcontext(), holding(tmp_path):

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,10 @@ def _load_tensors(file: Path) -> Any:
     except _MISSING as error:
         raise CheckpointError(f"{file}: is missing") from error
     try:
+        with zipfile.ZipFile(content) as archive:
+            if damaged := archive.testzip():  # which torch.load does not ask
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+        content.seek(0)
         return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes zip, pickle and torch raise nearly anything
         if is_out_of_memory(error):

@@ -132,6 +132,11 @@ def to_input(images: Tensor, resolution: int | None = None) -> Tensor:
     return F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
+def _index(device: torch.device) -> tuple[str, int]:
+    current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else 0
+    return device.type, current if device.index is None else device.index
+
+
 def to_tensors(data: ImageData, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return images (N, H, W, 3) uint8 and labels (N,) int64 on a device, sharing memory where they can."""
     with warnings.catch_warnings():
@@ -204,7 +209,7 @@ def train(
         raise SettingsMismatchError("the state to go on from was trained with other settings; give it its own")
     if state and state.class_names != train_data.class_names:
         raise SettingsMismatchError("the state to go on from was trained on other classes; give it its own images")
-    if state and next(state.model.parameters()).device.type != target.type:
+    if state and _index(next(state.model.parameters()).device) != _index(target):
         raise SettingsMismatchError(f"the state to go on from is not on {target}; load it there")
     with memory_for(settings, target):
         state = state or new_state(settings, train_data, target)
