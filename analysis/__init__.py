@@ -2,13 +2,12 @@
 
 from analysis.claims import Claim, MapComparison, TrialComparison, decide
 from analysis.compare import by_budget, compare_recipes, top_trials
-from analysis.effects import accuracy_over, asha_savings, importance, isolation, pareto_front
+from analysis.effects import accuracy_over, asha_savings, importance, isolation, pareto_front, replay_decisions
 from analysis.explanations import explain_trials, load_measures, load_test_data
 from analysis.health import search_space_health
 from analysis.optuna_study import export_optuna, to_optuna
 from analysis.predictions import calibration, class_accuracy, confused_pairs, confusion, load_predictions
 from analysis.report import write_report
-from analysis.rungs import replay_decisions
 from analysis.study_file import RunError, read_study
 from analysis.trials import load_decisions, load_epochs, load_timeline, load_trials, varied
 

@@ -139,6 +139,26 @@ def importance(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(kinds)).astype(kinds)
 
 
+def replay_decisions(decisions: pd.DataFrame, reduction_factor: float) -> pd.DataFrame:
+    """Return what ASHA must have decided, from nothing but the values in their order.
+
+    Args:
+        decisions: as :func:`analysis.load_decisions` gives them.
+        reduction_factor: of the study.
+
+    Returns:
+        The same rows, with ``cutoff`` and ``stop`` worked out again. They are equal to those recorded if no decision
+        was lost, made twice, or made on other values than those in the log.
+    """
+    recorded: dict[float, list[float]] = {}
+    cutoffs = []
+    for rung, value in zip(decisions["rung"], decisions["value"], strict=True):
+        before = recorded.setdefault(rung, [])
+        cutoffs.append(float(np.percentile(before, (1 - 1 / reduction_factor) * 100)) if before else math.nan)
+        before.append(value)
+    return decisions.assign(cutoff=cutoffs, stop=decisions["value"] < cutoffs)
+
+
 def pareto_front(trials: pd.DataFrame) -> pd.DataFrame:
     """Return what each configuration reached and what it cost, and which none beats in both.
 

@@ -121,7 +121,7 @@ def load_decisions(runs: RunPath | Iterable[RunPath]) -> pd.DataFrame:
     Returns:
         A DataFrame with ``trial_id``, ``epoch`` (at which the trial was judged), ``rung`` (the epoch at which it had
         to be), ``value`` (validation accuracy; 0 for a trial that diverged), ``cutoff`` (what it had to reach; NaN for
-        the first trial at a rung) and ``stop``. See :func:`analysis.rungs.replay_decisions`.
+        the first trial at a rung) and ``stop``. See :func:`analysis.replay_decisions`.
 
     Raises:
         RunError: if a directory is no run.

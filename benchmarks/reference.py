@@ -24,8 +24,8 @@ from analysis.compare import best_configuration, top_configurations
 from analysis.explanations import explain_trials, load_test_data
 from analysis.intervals import paired_over_seeds
 from analysis.report import write_report
-from analysis.rungs import early_stopping_loss, learning_curves, rungs
 from analysis.trials import ENDED
+from benchmarks.rungs import early_stopping_loss, learning_curves, rungs
 from study import confirm_study, load_settings, resume_study, run_study
 from trainables.errors import UserError
 

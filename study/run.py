@@ -127,13 +127,22 @@ def resume_study(run: RunPath, *, address: str = "local", show: bool = True, for
     return _go_on(local_run(run).absolute(), run, address, show, force)
 
 
-def _go_on(folder: Path, run: RunPath, address: str, show: bool, force: bool) -> bool:
+def _go_on(
+    folder: Path,
+    run: RunPath,
+    address: str,
+    show: bool,
+    force: bool,
+    confirmations: Callable[[pd.DataFrame], list[TrialSettings]] = lambda found: [],
+) -> bool:
+    """Go on with a run; ``confirmations`` says, by the trials of its search, what is to be trained besides."""
     study = read_study(folder)
     settings = check_settings(study["settings"], str(folder / "study.yaml"))
-    begun = read_manifest(folder)
     now = _manifest_of(settings)
-    changes = check_resumable(begun, now, folder, force)
     with interruptible() as interruption, holding(folder):
+        begun = read_manifest(folder)
+        changes = check_resumable(begun, now, folder, force)
+        begun = _with_confirmations(begun, folder, run, confirmations(load_trials(folder).query("phase == 'search'")))
         trials, faults = load_trials(folder), load_faults(folder)
         failed = trials[trials["status"] == "failed"]
         lost = failed[[faults[name].losses > 0 for name in failed["trial_id"]]]
@@ -195,13 +204,8 @@ def confirm_study(
         DiskFullError: if the disk has not the room.
         ManifestError, RunError: see :func:`resume_study`.
     """
-    folder = local_run(run).absolute()
-    study = read_study(folder)
-    settings = check_settings(study["settings"], str(folder / "study.yaml"))
-    with holding(folder):
-        begun = read_manifest(folder)
-        check_resumable(begun, _manifest_of(settings), folder, force)
-        found = load_trials(folder).query("phase == 'search'")
+
+    def chosen(found: pd.DataFrame) -> list[TrialSettings]:
         if not found["status"].isin(ENDED).all():
             raise StudyError(f"{run}: its trials have not all ended; first: python -m study resume {run}")
         best = top_configurations(found, top)
@@ -212,18 +216,25 @@ def confirm_study(
         best = pd.concat([best, found[found["trial_id"].isin(trials)]])
         used = set(found["seed"])
         fresh = list(itertools.islice((seed for seed in itertools.count() if seed not in used), seeds))
-        asked = [settings_of(row).model_copy(update={"seed": seed}) for _, row in best.iterrows() for seed in fresh]
-        known = {trial.key() for trial in begun.confirmations}
-        new = list({trial.key(): trial for trial in asked if trial.key() not in known}.values())
-        if new:
-            size = max(checkpoint_bytes(trial, len(study["data"]["class_names"])) for trial in new)
-            _check_room(needed_bytes(size, len(new), 1, None), run if is_uri(run) else folder)
-            try:
-                write_manifest(folder, replace(begun, confirmations=(*begun.confirmations, *new)))
-            except OSError as error:
-                raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
-    # Of a run at a URI, its copy here: what is there does not know of the confirmations yet.
-    return _go_on(folder, run, address, show, force)
+        return [settings_of(row).model_copy(update={"seed": seed}) for _, row in best.iterrows() for seed in fresh]
+
+    return _go_on(local_run(run).absolute(), run, address, show, force, chosen)
+
+
+def _with_confirmations(begun: Manifest, folder: Path, run: RunPath, asked: Sequence[TrialSettings]) -> Manifest:
+    """Write into a run's manifest what is asked for and not in it yet; return that."""
+    known = {trial.key() for trial in begun.confirmations}
+    new = {trial.key(): trial for trial in asked if trial.key() not in known}.values()
+    if new:
+        num_classes = len(read_study(folder)["data"]["class_names"])
+        size = max(checkpoint_bytes(trial, num_classes) for trial in new)
+        _check_room(needed_bytes(size, len(new), 1, None), run if is_uri(run) else folder)
+        begun = replace(begun, confirmations=(*begun.confirmations, *new))
+        try:
+            write_manifest(folder, begun)
+        except OSError as error:
+            raise StudyError(f"{run}: cannot be written to ({error.strerror or error})") from error
+    return begun
 
 
 def _manifest_of(settings: StudySettings) -> Manifest:

@@ -28,6 +28,7 @@ TINY = (
     "grace_period=1",
     "fixed.width=4",
     "fixed.batch_size=16",
+    "fixed.precision=fp32",
     "fixed.warmup_epochs=0",
     "space.lr=[0.05,1e-7]",
     "space.augmentation=[none,flip+crop]",

@@ -8,7 +8,7 @@ import pytest
 from ray.tune.schedulers.async_hyperband import _Bracket
 
 from analysis import load_decisions, load_epochs, load_trials, read_study, replay_decisions
-from analysis.rungs import early_stopping_loss, learning_curves, replay_asha, rung_correlations, rungs
+from benchmarks.rungs import early_stopping_loss, learning_curves, replay_asha, rung_correlations, rungs
 
 
 def frame(rows: list[list[float]]) -> pd.DataFrame:

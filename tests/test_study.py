@@ -223,7 +223,7 @@ def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
     two_cpus: None, tiny: tuple[str, ...], tmp_path: Path, ended: int
 ) -> None:
     """Also if one trial is left, which could have all the threads now: sums would come out otherwise."""
-    overrides = [*tiny, "early_stopping=none", "fixed.precision=fp32"]
+    overrides = [*tiny, "early_stopping=none"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     settings = load_settings("demo", overrides)
     assert run_study(settings, whole, show=False)
@@ -341,7 +341,7 @@ def test_random_search_runs_what_was_drawn(tiny: tuple[str, ...], tmp_path: Path
 def test_a_diverging_and_a_failing_trial_keep_their_rows(tiny: tuple[str, ...], tmp_path: Path) -> None:
     overrides = [
         *tiny, "space.lr=[100,0.05]", "space.augmentation=[none]", "fixed.batch_size=10", "max_failures=0",
-        "fixed.warmup_epochs=0", "fixed.precision=fp32", "fixed.weight_decay=1",
+        "fixed.warmup_epochs=0", "fixed.weight_decay=1",
     ]  # fmt: skip
     run = tmp_path / "diverging"
     assert run_study(load_settings("demo", overrides), run, show=False)
@@ -534,7 +534,7 @@ def test_an_interrupted_confirmation_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("study.run._go_on", interrupted)
+        patch.setattr("study.run._run_to_the_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
             confirm_study(run, top=2, seeds=1, show=False)
     trials = load_trials(run)
