@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(VENV)/bin/python -m analysis report runs/$(RUN) --top 3
 
 test: $(VENV)/ready-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready-dev
 	$(VENV)/bin/ruff format --check .

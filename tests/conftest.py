@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,32 +60,31 @@ def tiny(pictures: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[str]:
+def ray_session() -> Iterator[None]:
     """A local Ray with its own directory, for all studies of the tests; nobody else's Ray is touched."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
-        _start_ray(directory)
-        yield directory
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=directory)
+        yield
         ray.shutdown()
 
 
 @pytest.fixture
-def two_cpus(ray_session: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For one test, Ray with two CPUs."""
-    with monkeypatch.context() as patch:
-        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 2, "GPU": 0}))
-        ray.shutdown()
-        _start_ray(ray_session)
-        yield
-    ray.shutdown()
-    _start_ray(ray_session)
+def on_two_cpus(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """A function that runs a command in the test's folder, with a Ray of its own that has two CPUs."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
+        own = {"RAY_TMPDIR": directory, "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2, "GPU": 0})}
+        environment = os.environ | own | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
+        def run(*words: str) -> None:
+            command = [sys.executable, *words]
+            ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert ran.returncode == 0, ran.stdout + ran.stderr
 
-def _start_ray(directory: str) -> None:
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=directory)
+        yield run
 
 
 @pytest.fixture(scope="session")
-def finished_run(ray_session: str, tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(ray_session: None, tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a tiny study that ran to its end."""
     from study import load_settings, run_study
 
@@ -95,6 +96,12 @@ def finished_run(ray_session: str, tiny: tuple[str, ...], tmp_path_factory: pyte
 @pytest.fixture(autouse=True)
 def _single_thread() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest: with several processes, none is left alone with one at the end."""
+    longest = ["test_study.py", "test_faults.py", "test_commands.py", "test_report.py", "test_remote.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -53,7 +53,7 @@ def overrides(pictures: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: str, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ray_session: None, overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     assert run_study(load_settings("demo", overrides), run, show=False)
     trials = load_trials(run)
@@ -226,7 +226,7 @@ def test_only_a_trials_own_errors_are_its_failures(
 
 
 def test_a_trial_whose_worker_always_dies_fails_in_the_end(
-    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: str
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
     original = study.attempt.run_trial
 
@@ -561,7 +561,7 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_node_is_killed(ray_session: str, overrides: list[str], drivers: Drivers, tmp_path: Path) -> None:
+def test_a_node_is_killed(ray_session: None, overrides: list[str], drivers: Drivers, tmp_path: Path) -> None:
     """Trials run side by side here, so that the order of ASHA's decisions is chance: all of them run to their end."""
     run, start = drivers.directory / "runs/run", time.monotonic()
     code, output = drivers.end("-c", NODES, *overrides, "early_stopping=none")

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_a_trial_is_what_the_plain_loop_trains(tiny: tuple[str, ...], finished_r
 
 
 def test_trials_side_by_side_are_those_trained_alone(
-    two_cpus: None, tiny: tuple[str, ...], pictures: Path, tmp_path: Path
+    on_two_cpus: Callable[..., None], tiny: tuple[str, ...], pictures: Path, tmp_path: Path
 ) -> None:
     """Two at a time, one after the other in reused workers: bit for bit what each is in a process of its own."""
     overrides = [
@@ -104,8 +105,8 @@ def test_trials_side_by_side_are_those_trained_alone(
         "fixed.dropout=0.2",
     ]  # fmt: skip
     settings = load_settings("demo", overrides)
-    run = tmp_path / "side-by-side"
-    assert run_study(settings, run, show=False)
+    on_two_cpus("-m", "study", "run", "--name", "side-by-side", *overrides)
+    run = tmp_path / "runs/side-by-side"
     trials, epochs = load_trials(run).set_index("trial_id"), load_epochs(run)
     data = split_validation(load_data("folder", "train", pictures, seed=1), settings.val_fraction, settings.seed)
     for trial in list_trials(settings):
@@ -149,19 +150,17 @@ def test_a_node_holds_one_copy_of_the_images(
 
 
 def test_the_command_of_a_row_trains_its_trial_again_bit_for_bit(
-    two_cpus: None, tiny: tuple[str, ...], tmp_path: Path
+    on_two_cpus: Callable[..., None], tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     """In as many threads."""
-    run = tmp_path / "run"
     overrides = [*tiny, "cpus_per_trial=2", "max_epochs=2", "space.augmentation=[flip+crop]", "space.lr=[0.05]"]
-    assert run_study(load_settings("demo", overrides), run, show=False)
-    row = load_trials(run).iloc[0]
-    words = shlex.split(command_of(row, read_study(run), "again"))
+    on_two_cpus("-m", "study", "run", "--name", "once", *overrides)
+    once, again = tmp_path / "runs/once", tmp_path / "runs/again"
+    python, *words = shlex.split(command_of(load_trials(once).iloc[0], read_study(once), "again"))
+    assert python == "python"
     assert "cpus_per_trial=2" in words
-    overrides = [word for word in words if "=" in word]
-    settings = load_settings("demo", [*overrides, f"data_dir={words[words.index('--data-dir') + 1]}"])
-    assert run_study(settings, tmp_path / "again", show=False)
-    before, after = (load_epochs(folder).set_index("epoch") for folder in (run, tmp_path / "again"))
+    on_two_cpus(*words)
+    before, after = (load_epochs(run).set_index("epoch") for run in (once, again))
     assert after.index.to_list() == [1, 2]
     times = ["epoch_seconds", "images_per_second"]
     pd.testing.assert_frame_equal(after.drop(columns=times), before.drop(columns=times), check_exact=True)
@@ -218,19 +217,18 @@ def _interrupt(run: Path, keep: int) -> None:
         shutil.rmtree(run / "tune" / "attempt-1" / trial_id)
 
 
-@pytest.mark.parametrize("ended", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ended", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_interrupted_study_goes_on_to_the_undisturbed_result(
-    two_cpus: None, tiny: tuple[str, ...], tmp_path: Path, ended: int
+    on_two_cpus: Callable[..., None], tiny: tuple[str, ...], tmp_path: Path, ended: int
 ) -> None:
     """Also if one trial is left, which could have all the threads now: sums would come out otherwise."""
     overrides = [*tiny, "early_stopping=none"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    settings = load_settings("demo", overrides)
-    assert run_study(settings, whole, show=False)
-    assert run_study(settings, broken, show=False)
+    whole, broken = tmp_path / "runs/whole", tmp_path / "runs/broken"
+    on_two_cpus("-m", "study", "run", "--name", "whole", *overrides)
+    shutil.copytree(whole, broken)
     _interrupt(broken, ended)
     assert list(load_trials(broken)["status"]) == ["completed"] * ended + ["pending"] * (4 - ended)
-    assert resume_study(broken, show=False)
+    on_two_cpus("-m", "study", "resume", "runs/broken")
     drop = ["train_seconds", "images_per_second", "checkpoint"]
     pd.testing.assert_frame_equal(load_trials(whole).drop(columns=drop), load_trials(broken).drop(columns=drop))
     assert not load_epochs(broken).duplicated(["trial_id", "epoch"]).any()
