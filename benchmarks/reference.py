@@ -1,7 +1,7 @@
 """The reference study on CIFAR-100, from the search to what is published of it in results/cifar100.
 
 python -m benchmarks.reference                    hours on two cores: results/cifar100/parts.csv says how many
-python -m benchmarks.reference --only grid        a part alone: search, final, grid or setups
+python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid or setups
 python -m benchmarks.reference --only publish     tables, reports and figures of the parts that have ended
 
 CIFAR-100 is read from (or downloaded into) data/, or --data-dir. Each part is a study in runs/; Ctrl-C ends it, and the
@@ -35,7 +35,11 @@ SMALL = ("fixed.width=16", "fixed.resolution=16", "cpus_per_trial=1")
 PARTS: dict[str, tuple[str, ...]] = {
     # Which recipe wins?
     "search": ("--preset", "cifar100", *SPACE, "max_epochs=9", "fixed.resolution=16", "cpus_per_trial=2"),
-    # The winner, with seeds that had no part in choosing it, for longer, up to 28 pixels and with softer targets.
+    # Which weight decay does the winner want, once targets are softer?
+    "tune": ("--preset", "cifar100", "space={weight_decay: [0.0005, 0.03, 0.1, 0.2]}", "early_stopping=none",
+             "max_epochs=9", "fixed.resolution=16", "fixed.label_smoothing=0.1", "fixed.batch_size=256",
+             "fixed.width=32", "cpus_per_trial=1"),
+    # The winner of both, with seeds that had no part in choosing it, for longer and up to 28 pixels.
     "final": ("--preset", "cifar100", "space={seed: [1, 2, 3]}", "early_stopping=none", "max_epochs=14",
               "fixed.resolution=16,20,24,28", "fixed.label_smoothing=0.1", "fixed.batch_size=256", "cpus_per_trial=2"),
     # Would the full grid have told the same winner? Small enough to train all of it to the end.
@@ -44,6 +48,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=12", "equal_compute=false", *SMALL),
 }  # fmt: skip
 WINNER = ["optimizer", "lr", "augmentation"]  # what the search decides
+CHOSEN = {"tune": {"search": WINNER}, "final": {"search": WINNER, "tune": ["weight_decay"]}}
 TOP, SEEDS = 2, 5  # recipes of the grid that are confirmed, and with how many seeds
 ALL_EXPLAINED = ("final", "setups")  # of the others, what a report explains
 # Of a run: all but weights, maps and predictions.
@@ -58,30 +63,30 @@ def place_of(part: str) -> Path | None:
     return None
 
 
-def winner_of_search() -> pd.Series:
-    """Return the best trial of the search.
+def winner_of(part: str) -> pd.Series:
+    """Return the best trial of a part.
 
     Raises:
-        UserError: if the search has not ended.
+        UserError: if the part has not ended.
     """
-    if not (search := place_of("search")):
-        raise UserError("the search has not ended, which says what to train; first: --only search")
-    return best_configuration(load_trials(search)).iloc[0]
+    if not (run := place_of(part)):
+        raise UserError(f"{part} has not ended, which says what to train; first: --only {part}")
+    return best_configuration(load_trials(run)).iloc[0]
 
 
 def words_of(part: str) -> list[str]:
-    """Return what ``python -m study run`` is given for a part; ``final`` trains the search's winner."""
+    """Return what ``python -m study run`` is given for a part; some train what parts before it chose."""
     words = ["--name", part, *PARTS[part]]
-    if part == "final":
-        winner = winner_of_search()
-        words += [f"fixed.{name}={winner[name]}" for name in WINNER]
+    for chooser, names in CHOSEN.get(part, {}).items():
+        winner = winner_of(chooser)
+        words += [f"fixed.{name}={winner[name]}" for name in names]
     return words
 
 
 def winner_in(grid: Path) -> list[str]:
     """Return the id of the trial that is in the grid what the winner is in the search; it is confirmed, too."""
     trials = load_trials(grid).query("phase == 'search'")
-    return trials[_is(trials, winner_of_search())]["trial_id"].to_list()
+    return trials[_is(trials, winner_of("search"))]["trial_id"].to_list()
 
 
 def _is(trials: pd.DataFrame, configuration: pd.Series) -> pd.Series:
@@ -124,7 +129,7 @@ def publish(data_dir: Path | None) -> None:
         "claims": over(copies, lambda run: decide(load_measures(run), load_trials(run), load_epochs(run))),
     }
     if "grid" in copies:
-        tables["early_stopping"] = early_stopping(copies["grid"], winner_of_search())
+        tables["early_stopping"] = early_stopping(copies["grid"], winner_of("search"))
     for name, table in tables.items():
         table.to_csv(PUBLISHED / f"{name}.csv", index=False)
         print(f"{len(table)} rows: {PUBLISHED / name}.csv")

@@ -1,6 +1,7 @@
 """The parts of the benchmarks that compute: tables by hand. What they measure, they measure themselves."""
 
 import json
+import re
 import shlex
 import shutil
 from importlib.metadata import version
@@ -178,13 +179,17 @@ def unfinished(run):
     ("part", "trials", "expected"),
     [
         ("search", 18, {"width": 64, "resolution": "16", "max_epochs": 9, "batch_size": 256, "label_smoothing": 0.0}),
-        ("final", 3, {"width": 64, "resolution": "16,20,24,28", "max_epochs": 14, "batch_size": 256}),
+        ("tune", 4, {"width": 32, "resolution": "16", "max_epochs": 9, "batch_size": 256, "label_smoothing": 0.1}),
+        ("final", 3, {"width": 64, "resolution": "16,20,24,28", "max_epochs": 14, "weight_decay": 0.07}),
         ("grid", 18, {"width": 16, "resolution": "16", "max_epochs": 9, "batch_size": 256, "label_smoothing": 0.0}),
         ("setups", 18, {"width": 16, "resolution": "16", "max_epochs": 12, "batch_size": 128}),
     ],
 )
 def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, expected, places):
     shutil.copytree(DEMO, places[0] / "search")
+    shutil.copytree(DEMO, places[0] / "tune")
+    manifest = places[0] / "tune/manifest.json"
+    manifest.write_text(re.sub(r'"weight_decay": [^,}]+', '"weight_decay": 0.07', manifest.read_text()))
     words = reference.words_of(part)
     settings = load_settings(words[words.index("--preset") + 1], [word for word in words if "=" in word])
     asked = list_trials(settings)
@@ -192,21 +197,29 @@ def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, expec
     for trial in asked:
         assert trial.model_dump().items() >= expected.items()
     assert settings.early_stopping == ("asha" if part == "search" else "none")
-    assert settings.cpus_per_trial == (1 if trial.width == 16 else 2)
-    if part == "final":
+    assert settings.cpus_per_trial == (1 if trial.width < 64 else 2)
+    if part in ("tune", "final"):
         winner = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy").iloc[-1]
         chosen = {(trial.optimizer, trial.lr, trial.augmentation) for trial in asked}
         assert chosen == {(winner["optimizer"], winner["lr"], winner["augmentation"])}
-        assert {trial.seed for trial in asked} == {1, 2, 3}  # that of the search is 0
+    if part == "final":
+        assert {trial.seed for trial in asked} == {1, 2, 3}  # that of the others is 0
 
 
-def test_nothing_is_built_on_a_search_that_has_not_ended(places, monkeypatch, capsys):
-    unfinished(places[0] / "search")
+@pytest.mark.parametrize("missing", ["search", "tune"])
+def test_nothing_is_built_on_a_part_that_has_not_ended(missing, places, monkeypatch, capsys):
+    for part in ("search", "tune"):
+        (unfinished if part == missing else lambda run: shutil.copytree(DEMO, run))(places[0] / part)
     monkeypatch.setattr("sys.argv", ["reference", "--only", "final"])
     assert reference.main() == 2
-    assert capsys.readouterr().err.startswith("error: the search has not ended, which says what to train")
+    assert capsys.readouterr().err.startswith(f"error: {missing} has not ended, which says what to train")
+
+
+def test_of_parts_that_have_not_ended_nothing_is_published(places, monkeypatch, capsys):
+    unfinished(places[0] / "search")
     monkeypatch.setattr("sys.argv", ["reference", "--only", "publish"])
     assert reference.main() == 2
+    assert "no part of the reference study has ended yet" in capsys.readouterr().err
     assert not places[1].exists()
 
 
@@ -238,7 +251,7 @@ def test_the_reference_study_goes_on_where_it_was_interrupted(places, monkeypatc
     monkeypatch.setattr(reference, "publish", lambda data_dir: done.append("publish"))
     monkeypatch.setattr("sys.argv", ["reference", "--data-dir", str(tmp_path / "my data")])
     assert [reference.main() for _ in range(3)] == [130, 130, 0]
-    begun = ["run search", "run final", "run grid"]
+    begun = ["run search", "run tune", "run final", "run grid"]
     assert done == [*begun, "resume grid", "resume grid", "confirm", "run setups", "publish"]
     done.clear()
     assert reference.main() == 0
