@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from PIL import Image
 
 from analysis import compare_recipes, decide, load_epochs, load_measures, load_timeline, load_trials, read_study
 from analysis.compare import best_configuration, top_configurations
@@ -51,8 +52,9 @@ WINNER = ["optimizer", "lr", "augmentation"]  # what the search decides
 CHOSEN = {"tune": {"search": WINNER}, "final": {"search": WINNER, "tune": ["weight_decay"]}}
 TOP, SEEDS = 2, 5  # recipes of the grid that are confirmed, and with how many seeds
 ALL_EXPLAINED = ("final", "setups")  # of the others, what a report explains
-# Of a run: all but weights, maps and predictions.
-KEPT = ("study.yaml", "manifest.json", "events.jsonl", "explanations/*/summary.json", "explanations/*/measures.parquet")
+# Of a run: all but weights, maps and predictions; measures, which are large, where all networks have them.
+KEPT = ("study.yaml", "manifest.json", "events.jsonl", "explanations/*/summary.json")
+MEASURES = "explanations/*/measures.parquet"
 
 
 def place_of(part: str) -> Path | None:
@@ -143,7 +145,11 @@ def publish_part(run: Path, copy: Path, data_dir: Path | None) -> None:
         explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
     shutil.rmtree(copy, ignore_errors=True)  # also what was explained of trials before these
     write_report([run], copy, data_dir=data_dir, tell=print).unlink()  # report.md has the same
-    for name in KEPT:
+    if (panel := copy / "figures" / "panel.png").exists():  # most of a report's size; 256 colours take a third of it
+        with Image.open(panel) as picture:
+            small = picture.convert("RGB").quantize(256)
+        small.save(panel, optimize=True)
+    for name in (*KEPT, MEASURES) if run.name in ALL_EXPLAINED else KEPT:
         for file in run.glob(name):
             there = copy / file.relative_to(run)
             there.parent.mkdir(parents=True, exist_ok=True)
