@@ -145,10 +145,11 @@ def publish_part(run: Path, copy: Path, data_dir: Path | None) -> None:
         explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
     shutil.rmtree(copy, ignore_errors=True)  # also what was explained of trials before these
     write_report([run], copy, data_dir=data_dir, tell=print).unlink()  # report.md has the same
-    if (panel := copy / "figures" / "panel.png").exists():  # most of a report's size; 256 colours take a third of it
+    if (panel := copy / "figures" / "panel.png").exists():  # most of a report's size; 256 colours take half of it
         with Image.open(panel) as picture:
-            small = picture.convert("RGB").quantize(256)
-        small.save(panel, optimize=True)
+            colours = picture.convert("RGB")
+        palette = colours.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+        colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(panel, optimize=True)
     for name in (*KEPT, MEASURES) if run.name in ALL_EXPLAINED else KEPT:
         for file in run.glob(name):
             there = copy / file.relative_to(run)
