@@ -1,12 +1,14 @@
 """The reference study on CIFAR-100, from the search to what is published of it in results/cifar100.
 
 python -m benchmarks.reference                    hours on two cores: results/cifar100/parts.csv says how many
-python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid or setups
+python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid, setups, gpu-final or gpu-setups
 python -m benchmarks.reference --only publish     tables, reports and figures of the parts that have ended
 
 CIFAR-100 is read from (or downloaded into) data/, or --data-dir. Each part is a study in runs/; Ctrl-C ends it, and the
 same command goes on. Scales are chosen for two cores, where an epoch of 45,000 images takes ResNet-18 of full width
-some three minutes at 16 pixels, and eight at 32; there, trials of two threads run one at a time.
+some three minutes at 16 pixels, and eight at 32; there, trials of two threads run one at a time. Where there is a GPU,
+which takes about a second for such an epoch at 32 pixels, gpu-final and gpu-setups are run instead: the first trains
+what search and tune chose here or, if they were not run here, as published.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from analysis.report import write_report
 from analysis.trials import ENDED
 from benchmarks.rungs import early_stopping_loss, learning_curves, rungs
 from study import confirm_study, load_settings, resume_study, run_study
+from trainables import resolve_device
 from trainables.errors import UserError
 
 RUNS, PUBLISHED = Path("runs"), Path("results/cifar100")
@@ -47,14 +50,26 @@ PARTS: dict[str, tuple[str, ...]] = {
     "grid": ("--preset", "cifar100", *SPACE, "max_epochs=9", "early_stopping=none", *SMALL),
     # Does training with maps help?
     "setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=12", "equal_compute=false", *SMALL),
+    # On a GPU, both at full width and 32 pixels.
+    "gpu-final": ("--preset", "cifar100", "space={seed: [1, 2, 3]}", "early_stopping=none", "max_epochs=48",
+                  "fixed.label_smoothing=0.1", "fixed.batch_size=256", "device=cuda"),
+    "gpu-setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=8", "equal_compute=false",
+                   "fixed.batch_size=256", "device=cuda"),
 }  # fmt: skip
 WINNER = ["optimizer", "lr", "augmentation"]  # what the search decides
-CHOSEN = {"tune": {"search": WINNER}, "final": {"search": WINNER, "tune": ["weight_decay"]}}
+BOTH = {"search": WINNER, "tune": ["weight_decay"]}
+CHOSEN = {"tune": {"search": WINNER}, "final": BOTH, "gpu-final": BOTH}
 TOP, SEEDS = 2, 5  # recipes of the grid that are confirmed, and with how many seeds
-ALL_EXPLAINED = ("final", "setups")  # of the others, what a report explains
+ALL_EXPLAINED = ("final", "setups", "gpu-final", "gpu-setups")  # of the others, what a report explains
 # Of a run: all but weights, maps and predictions; measures, which are large, where all networks have them.
 KEPT = ("study.yaml", "manifest.json", "events.jsonl", "explanations/*/summary.json")
 MEASURES = "explanations/*/measures.parquet"
+PANEL_SCALE = 0.6
+
+
+def parts_of(device: str) -> list[str]:
+    """Return the parts that are run on a kind of device, in order."""
+    return [part for part in PARTS if part.startswith("gpu-") == (device == "cuda")]
 
 
 def place_of(part: str) -> Path | None:
@@ -145,16 +160,31 @@ def publish_part(run: Path, copy: Path, data_dir: Path | None) -> None:
         explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
     shutil.rmtree(copy, ignore_errors=True)  # also what was explained of trials before these
     write_report([run], copy, data_dir=data_dir, tell=print).unlink()  # report.md has the same
-    if (panel := copy / "figures" / "panel.png").exists():  # most of a report's size; 256 colours take half of it
-        with Image.open(panel) as picture:
-            colours = picture.convert("RGB")
-        palette = colours.quantize(256, method=Image.Quantize.MAXCOVERAGE)
-        colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(panel, optimize=True)
+    if (panel := copy / "figures" / "panel.png").exists():
+        shrink_panel(panel)
     for name in (*KEPT, MEASURES) if run.name in ALL_EXPLAINED else KEPT:
         for file in run.glob(name):
             there = copy / file.relative_to(run)
             there.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, there)
+    for file in copy.glob(MEASURES):
+        shrink_measures(file)
+
+
+def shrink_panel(panel: Path) -> None:
+    """Make a picture of maps, most of a report's size, a fifth of what it was: smaller, and of 256 colours."""
+    with Image.open(panel) as picture:
+        colours = picture.convert("RGB")
+    colours = colours.resize((round(PANEL_SCALE * colours.width), round(PANEL_SCALE * colours.height)))
+    palette = colours.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    colours.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(panel, optimize=True)
+
+
+def shrink_measures(file: Path) -> None:
+    """Round what maps show of each image to the 11 bits of half precision, which halves the file."""
+    measures = pd.read_parquet(file)
+    measures["value"] = measures["value"].astype("float16").astype("float32")
+    measures.to_parquet(file, index=False, compression="zstd", compression_level=19)
 
 
 def over(runs: dict[str, Path], table: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -233,8 +263,8 @@ def main() -> int:
     parser.add_argument("--only", choices=[*PARTS, "publish"], help="a part alone")
     args = parser.parse_args()
     try:
-        for part in PARTS:
-            if args.only in (None, part) and not run_part(part, args.data_dir):
+        for part in (args.only,) if args.only else parts_of(resolve_device().type):
+            if part != "publish" and not run_part(part, args.data_dir):
                 print("interrupted; the same command goes on", file=sys.stderr)
                 return 130
         if args.only in (None, "publish"):

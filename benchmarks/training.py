@@ -50,6 +50,7 @@ RECIPES = {
     "0.71": TrialSettings(**MUON, max_epochs=12, resolution="16,16,20,24,28"),
     "0.75": TrialSettings(**MUON, label_smoothing=0.1, max_epochs=18, resolution="16,20,24,28"),
 }
+GPU_RECIPES = {"0.76": TrialSettings(**MUON, label_smoothing=0.1, ema_decay=0.98, max_epochs=48)}
 
 
 class PlainImages(Dataset):
@@ -108,15 +109,16 @@ def our_epochs(data: ImageData, device: str, settings: TrialSettings, resolution
 def throughput(data: ImageData, device: str, rounds: int) -> Rows:
     """Both ways side by side, in turns, so that what else the machine does falls on both."""
     target = resolve_device(device)
-    part = data if target.type == "cuda" else data.subset(stratified_subset(data.labels, 1280, seed=0))
+    on_gpu = target.type == "cuda"
+    part = data.subset(stratified_subset(data.labels, 20_480 if on_gpu else 1_280, seed=0))
     ways: dict[str, Iterator[float]] = {
         f"plain script, 32 px, {workers} workers": plain_epochs(part, target, workers) for workers in (0, 4)
     }
     plain = list(ways)
-    batches = (128, 512, 1024) if target.type == "cuda" else (128,)
-    for batch in batches:
+    for batch in (128, 256, 512, 1024) if on_gpu else (128,):
         ways[f"sgd, batch {batch}, 32 px"] = our_epochs(part, device, TrialSettings(batch_size=batch), "32")
-    for name, recipe in RECIPES.items():
+    chosen = GPU_RECIPES if on_gpu else RECIPES
+    for name, recipe in chosen.items():
         for size in sorted(set(recipe.resolutions)):
             ways[f"recipe {name}, {size} px"] = our_epochs(part, device, recipe, str(size))
     seconds: dict[str, list[float]] = {name: [] for name in ways}  # an image
@@ -125,7 +127,7 @@ def throughput(data: ImageData, device: str, rounds: int) -> Rows:
             speed = next(epochs)
             if i:  # the first is for caches, and captures
                 seconds[name].append(1 / speed)
-    for name, recipe in RECIPES.items():
+    for name, recipe in chosen.items():
         # Each size has an equal share of the epochs, so the times of an image add up.
         parts = [seconds[f"recipe {name}, {size} px"] for size in recipe.resolutions]
         seconds[f"recipe {name}, whole run: {recipe.resolution} px"] = [
@@ -284,7 +286,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _settings(recipe: str, seed: int) -> TrialSettings:
-    return RECIPES[recipe].model_copy(update={"seed": seed})
+    return {**RECIPES, **GPU_RECIPES}[recipe].model_copy(update={"seed": seed})
 
 
 def run_recipe(name: str, seed: int, data_dir: Path, device: str) -> dict[str, Any]:
@@ -376,14 +378,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of CIFAR-100")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", choices=["throughput", "overhead", "setups", "packing", "accuracy"])
-    parser.add_argument("--recipe", choices=list(RECIPES), help="of accuracy: only this one")
+    parser.add_argument("--recipe", choices=[*RECIPES, *GPU_RECIPES], help="of accuracy: only this one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     kind = resolve_device(args.device).type
     file = Path(__file__).with_suffix(f".{kind}.json")
     data = load_data("cifar100", "train", args.data_dir)
-    recipes = [args.recipe] if args.recipe else list(RECIPES)
+    recipes = [args.recipe] if args.recipe else list(GPU_RECIPES if kind == "cuda" else RECIPES)
     figures: dict[str, Callable[[], Rows]] = {
         "throughput": lambda: throughput(data, args.device, args.rounds),
         "overhead": lambda: overhead(data, args.device, args.rounds),
