@@ -50,7 +50,7 @@ RECIPES = {
     "0.71": TrialSettings(**MUON, max_epochs=12, resolution="16,16,20,24,28"),
     "0.75": TrialSettings(**MUON, label_smoothing=0.1, max_epochs=18, resolution="16,20,24,28"),
 }
-GPU_RECIPES = {"0.76": TrialSettings(**MUON, label_smoothing=0.1, cutout=8, ema_decay=0.98, max_epochs=50)}
+GPU_RECIPES = {"0.76": TrialSettings(**MUON, label_smoothing=0.1, cutout=8, ema_decay=0.98, max_epochs=48)}
 
 
 class PlainImages(Dataset):
