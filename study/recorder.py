@@ -230,10 +230,11 @@ def _cause(error: Exception) -> BaseException:
 
 
 def in_short(error: BaseException) -> str:
-    """Return one line of an error: the last where there is a traceback before it, else the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    has_traceback = isinstance(error, RayTaskError) or any(line.startswith("Traceback") for line in lines)
-    return lines[-1 if has_traceback else 0][:1000]
+    """Return one line of an error: the first of its message, which comes after the traceback if it tells of one."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    frames = [i for i, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    message = lines[frames[-1] + 1 :] if frames else lines
+    return next((line for line in message if not line[0].isspace()), lines[-1]).strip()[:1000]
 
 
 def is_disk_full(error: BaseException | None) -> bool:

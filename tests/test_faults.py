@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from ray.exceptions import RayTaskError
 
 import study.attempt
 import study.recorder
@@ -119,6 +121,19 @@ def disturb(monkeypatch: pytest.MonkeyPatch, epoch: int, what: Callable[[], None
             tune.report = report  # type: ignore[assignment]
 
     monkeypatch.setattr(study.attempt, "run_trial", run_trial)
+
+
+def test_an_error_is_told_by_the_first_line_of_its_message():
+    """Of CUDA's errors, the last line says how to compile torch."""
+    message = "CUDA error: an illegal memory access was encountered\n  Search for it\nCompile with TORCH_USE_CUDA_DSA."
+    try:
+        raise RuntimeError(message)
+    except RuntimeError as error:
+        raised = RayTaskError("run_trial", f"\x1b[36mray::run_trial()\n{traceback.format_exc()}", error)
+        text = "RuntimeError: CUDA error: an illegal memory access was encountered"
+        assert study.recorder.in_short(raised) == study.recorder.in_short(raised.as_instanceof_cause()) == text
+        assert f"RuntimeError: {study.recorder.in_short(error)}" == text
+    assert study.recorder.in_short(RuntimeError()) == "RuntimeError"
 
 
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
