@@ -1,14 +1,14 @@
 """The reference study on CIFAR-100, from the search to what is published of it in results/cifar100.
 
 python -m benchmarks.reference                    hours on two cores: results/cifar100/parts.csv says how many
-python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid, setups, gpu-search, gpu-final
+python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid or setups
 python -m benchmarks.reference --only publish     tables, reports and figures of the parts that have ended
 
 CIFAR-100 is read from (or downloaded into) data/, or --data-dir. Each part is a study in runs/; Ctrl-C ends it, and the
 same command goes on. Scales are chosen for two cores, where an epoch of 45,000 images takes ResNet-18 of full width
 some three minutes at 16 pixels, and eight at 32; there, trials of two threads run one at a time. Where there is a GPU,
-which takes a second or two for an epoch at 32 pixels, gpu-search and gpu-final are run instead; the latter trains what
-search and tune chose here or, if they were not run here, as published.
+other parts are run: gpu-search, gpu-final and gpu-setups. gpu-final trains what search and tune chose here or, if they
+were not run here, as published. An H200 takes a second or two for an epoch at 32 pixels.
 """
 
 import argparse
@@ -50,17 +50,19 @@ PARTS: dict[str, tuple[str, ...]] = {
     "grid": ("--preset", "cifar100", *SPACE, "max_epochs=9", "early_stopping=none", *SMALL),
     # Does training with maps help?
     "setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=12", "equal_compute=false", *SMALL),
-    # On a GPU: does the search find the same winner at 32 pixels?
+    # On a GPU, at full width and up to 32 pixels. Does the search find the same winner there?
     "gpu-search": ("--preset", "cifar100", *SPACE, "max_epochs=9", "device=cuda"),
-    # The winner of search and tune again, for as long as cutout pays, too (benchmarks/README.md).
+    # The winner of search and tune, for as long as cutout pays, too (benchmarks/README.md).
     "gpu-final": ("--preset", "cifar100", "space={seed: [1, 2, 3]}", "early_stopping=none", "max_epochs=48",
                   "fixed.label_smoothing=0.1", "fixed.cutout=8", "fixed.batch_size=256", "device=cuda"),
+    "gpu-setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=8", "equal_compute=false",
+                   "fixed.resolution=16,24,32", "fixed.batch_size=256", "device=cuda"),
 }  # fmt: skip
 WINNER = ["optimizer", "lr", "augmentation"]  # what the search decides
 BOTH = {"search": WINNER, "tune": ["weight_decay"]}
 CHOSEN = {"tune": {"search": WINNER}, "final": BOTH, "gpu-final": BOTH}
 TOP, SEEDS = 2, 5  # recipes of the grid that are confirmed, and with how many seeds
-ALL_EXPLAINED = ("final", "setups", "gpu-final")  # of the others, what a report explains
+ALL_EXPLAINED = ("final", "setups", "gpu-final", "gpu-setups")  # of the others, what a report explains
 # Of a run: all but weights, maps and predictions; measures, which are large, where all networks have them.
 KEPT = ("study.yaml", "manifest.json", "events.jsonl", "explanations/*/summary.json")
 MEASURES = "explanations/*/measures.parquet"

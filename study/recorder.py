@@ -221,8 +221,9 @@ def _error_of(trial: Trial) -> Exception:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether a trial is to blame for an error: not for a worker, node, device or storage that is not there."""
-    return not isinstance(_cause(error), RayError | OSError | StorageError | DeviceError)
+    """Whether a trial is to blame: not for a worker, node, device or storage that is not there, nor a GPU that fails."""
+    cause = _cause(error)
+    return not (isinstance(cause, RayError | OSError | StorageError | DeviceError) or "CUDA error" in str(cause))
 
 
 def _cause(error: Exception) -> BaseException:

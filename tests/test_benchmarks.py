@@ -56,7 +56,7 @@ def test_every_variant_and_recipe_is_one_that_can_be_trained():
     for changes in recipes.VARIANTS.values():
         values = {**recipes.BASELINE, **changes, "max_epochs": 6}
         TrialSettings(**{**values, "warmup_epochs": 6 * values.get("warmup_epochs", 0.0)})
-    assert all(isinstance(recipe, TrialSettings) for recipe in training.RECIPES.values())
+    assert all(isinstance(r, TrialSettings) for r in (*training.RECIPES.values(), *training.GPU_RECIPES.values()))
 
 
 def test_a_recipe_is_run_again_only_if_it_changed():
@@ -69,10 +69,11 @@ def test_a_recipe_is_run_again_only_if_it_changed():
     assert not training._is_of({**row, "settings": row["settings"] | {"lr": 0.02}}, "0.71", 0)
 
 
-def test_speeds_on_record_are_of_the_recipes_as_they_are():
-    content = tables.json.loads((Path(training.__file__).with_suffix(".cpu.json")).read_text())
+@pytest.mark.parametrize(("kind", "chosen"), [("cpu", training.RECIPES), ("cuda", training.GPU_RECIPES)])
+def test_speeds_on_record_are_of_the_recipes_as_they_are(kind, chosen):
+    content = tables.json.loads((Path(training.__file__).with_suffix(f".{kind}.json")).read_text())
     ways = {row["way"] for row in content["throughput"]["rows"]}
-    for name, recipe in training.RECIPES.items():
+    for name, recipe in chosen.items():
         assert f"recipe {name}, whole run: {recipe.resolution} px" in ways
 
 
@@ -183,6 +184,9 @@ def unfinished(run):
         ("final", 3, {"width": 64, "resolution": "16,20,24,28", "max_epochs": 14, "weight_decay": 0.07}),
         ("grid", 18, {"width": 16, "resolution": "16", "max_epochs": 9, "batch_size": 256, "label_smoothing": 0.0}),
         ("setups", 18, {"width": 16, "resolution": "16", "max_epochs": 12, "batch_size": 128}),
+        ("gpu-search", 18, {"width": 64, "resolution": "32", "max_epochs": 9, "batch_size": 256, "cutout": 0}),
+        ("gpu-final", 3, {"width": 64, "resolution": "32", "max_epochs": 48, "weight_decay": 0.07, "cutout": 8}),
+        ("gpu-setups", 18, {"width": 64, "resolution": "16,24,32", "max_epochs": 8, "batch_size": 256}),
     ],
 )
 def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, expected, places):
@@ -196,14 +200,24 @@ def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, expec
     assert len(asked) == trials
     for trial in asked:
         assert trial.model_dump().items() >= expected.items()
-    assert settings.early_stopping == ("asha" if part == "search" else "none")
-    assert settings.cpus_per_trial == (1 if trial.width < 64 else 2)
-    if part in ("tune", "final"):
+    assert settings.early_stopping == ("asha" if part.endswith("search") else "none")
+    if part.startswith("gpu-"):
+        assert (settings.device, settings.cpus_per_trial) == ("cuda", None)
+    else:
+        assert (settings.device, settings.cpus_per_trial) == ("auto", 1 if trial.width < 64 else 2)
+    if part in ("tune", "final", "gpu-final"):
         winner = load_trials(DEMO).query("status == 'completed'").sort_values("val_accuracy").iloc[-1]
         chosen = {(trial.optimizer, trial.lr, trial.augmentation) for trial in asked}
         assert chosen == {(winner["optimizer"], winner["lr"], winner["augmentation"])}
-    if part == "final":
+    if part.endswith("final"):
         assert {trial.seed for trial in asked} == {1, 2, 3}  # that of the others is 0
+
+
+def test_on_a_gpu_the_reference_study_has_parts_of_its_own():
+    parts = {device: reference.parts_of(device) for device in ("cpu", "mps", "cuda")}
+    assert parts["cpu"] == parts["mps"] == ["search", "tune", "final", "grid", "setups"]
+    assert parts["cuda"] == ["gpu-search", "gpu-final", "gpu-setups"]
+    assert set(parts["cpu"] + parts["cuda"]) == set(reference.PARTS)
 
 
 @pytest.mark.parametrize("missing", ["search", "tune"])
@@ -249,6 +263,7 @@ def test_the_reference_study_goes_on_where_it_was_interrupted(places, monkeypatc
     for function in (run_study, resume_study, confirm_study):
         monkeypatch.setattr(reference, function.__name__, function)
     monkeypatch.setattr(reference, "publish", lambda data_dir: done.append("publish"))
+    monkeypatch.setattr(reference, "resolve_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("sys.argv", ["reference", "--data-dir", str(tmp_path / "my data")])
     assert [reference.main() for _ in range(3)] == [130, 130, 0]
     begun = ["run search", "run tune", "run final", "run grid"]

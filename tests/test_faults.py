@@ -126,13 +126,13 @@ def disturb(monkeypatch: pytest.MonkeyPatch, epoch: int, what: Callable[[], None
 def test_an_error_is_told_by_the_first_line_of_its_message():
     """Of CUDA's errors, the last line says how to compile torch."""
     message = "CUDA error: an illegal memory access was encountered\n  Search for it\nCompile with TORCH_USE_CUDA_DSA."
-    try:
+    with pytest.raises(RuntimeError) as raised:
         raise RuntimeError(message)
-    except RuntimeError as error:
-        raised = RayTaskError("run_trial", f"\x1b[36mray::run_trial()\n{traceback.format_exc()}", error)
-        text = "RuntimeError: CUDA error: an illegal memory access was encountered"
-        assert study.recorder.in_short(raised) == study.recorder.in_short(raised.as_instanceof_cause()) == text
-        assert f"RuntimeError: {study.recorder.in_short(error)}" == text
+    text = "".join(traceback.format_exception(raised.value))
+    of_ray = RayTaskError("run_trial", f"\x1b[36mray::run_trial()\n{text}", raised.value)
+    for error in (of_ray, of_ray.as_instanceof_cause()):
+        assert study.recorder.in_short(error) == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert study.recorder.in_short(raised.value) == "CUDA error: an illegal memory access was encountered"
     assert study.recorder.in_short(RuntimeError()) == "RuntimeError"
 
 
@@ -149,7 +149,7 @@ def test_a_worker_is_killed(
     assert_as_undisturbed("worker SIGKILL", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "without storage"])
+@pytest.mark.parametrize("name", ["SIGKILL", "without storage", "without GPU"])
 def test_a_worker_is_lost_more_often_than_a_trial_may_fail(
     undisturbed: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -158,6 +158,8 @@ def test_a_worker_is_lost_more_often_than_a_trial_may_fail(
     def lose() -> None:
         if name == "SIGKILL":
             os.kill(os.getpid(), signal.SIGKILL)
+        if name == "without GPU":
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle, ...)`")
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(study.supervise, "_WAIT_SECONDS", 0.0)
