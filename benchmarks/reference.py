@@ -145,7 +145,7 @@ def publish(data_dir: Path | None) -> None:
         "trials": over(copies, load_trials).drop(columns="checkpoint"),
         "epochs": over(copies, load_epochs),
         "comparison": over(copies, recipes),
-        "claims": over(copies, lambda run: decide(load_measures(run), load_trials(run), load_epochs(run))),
+        "claims": over(copies, claims),
     }
     if "grid" in copies:
         tables["early_stopping"] = early_stopping(copies["grid"], winner_of("search"))
@@ -196,6 +196,11 @@ def over(runs: dict[str, Path], table: Callable[[Path], pd.DataFrame]) -> pd.Dat
 
 def recipes(run: Path) -> pd.DataFrame:
     return compare_recipes(load_trials(run), int(read_study(run)["data"]["num_val_images"]))
+
+
+def claims(run: Path) -> pd.DataFrame:
+    measures = load_measures(run) if run.name in ALL_EXPLAINED else None
+    return decide(measures, load_trials(run), load_epochs(run))
 
 
 def summary(run: Path) -> pd.DataFrame:

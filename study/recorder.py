@@ -221,7 +221,7 @@ def _error_of(trial: Trial) -> Exception:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether a trial is to blame: not for a worker, node, device or storage that is not there, nor a GPU that fails."""
+    """Whether a trial is to blame: for no worker, node, device or storage that is not there, nor a failing GPU."""
     cause = _cause(error)
     return not (isinstance(cause, RayError | OSError | StorageError | DeviceError) or "CUDA error" in str(cause))
 

@@ -317,6 +317,9 @@ def test_what_is_published_comes_from_what_was_published(places, finished_run):
     }  # fmt: skip
     assert not {file.suffix for file in files} & {".html", ".pt", ".npz", ".pkl"}
     assert not (published / "final/explanations/old").exists()
+    for measures in runs.glob("final/explanations/*/measures.parquet"):
+        rounded = pd.read_parquet(published / measures.relative_to(runs))
+        pd.testing.assert_frame_equal(rounded, pd.read_parquet(measures), rtol=2**-11, atol=2**-25)
     trials = pd.read_csv(published / "trials.csv")
     assert trials["part"].to_list() == ["search"] * 8 + ["final"] * 4
     assert trials["val_accuracy"].to_list()[:8] == load_trials(DEMO)["val_accuracy"].to_list()
