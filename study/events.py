@@ -17,8 +17,8 @@ class EventLog:
     study began); and with ``trial_id``: ``trial_started`` (attempt, settings), ``epoch`` (the metrics of
     :class:`trainables.train.EpochMetrics`, ``objective``, ``device``, ``host``, ``checkpoint``; at a rung of ASHA
     ``rung``, ``cutoff`` and ``stop``; ``passed_over``, why checkpoints could not be gone on from), ``trial_ended``,
-    ``trial_retried`` (error of the trial, which is begun again), ``trial_lost`` (error of its worker, node or storage:
-    it is begun again), ``trial_failed`` (error; whether it was lost once too often, which resume tries again).
+    ``trial_retried`` (error of the trial, which is begun again), ``trial_lost`` (error of its worker, node, storage or
+    GPU: it is begun again), ``trial_failed`` (error; whether it was lost once too often, which resume tries again).
     """
 
     def __init__(self, run: Path) -> None:

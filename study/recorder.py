@@ -1,7 +1,7 @@
 """What the driver does as trials of an attempt report, fail and end.
 
 An epoch's metrics and ASHA's decision on them are in the log before Ray Tune goes on. What befalls a trial is told
-apart: errors of its own count against it, a lost worker, node or storage does not.
+apart: errors of its own count against it, a lost worker, node, storage or GPU does not.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from trainables.tune_trial import OBJECTIVE, StorageError
 REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTIVE, "device"]
 # A trial that lost its worker or node so often, without ending another epoch in between, is not begun again.
 MAX_LOSSES = 4
+# How torch begins to tell that a GPU failed. A device-side assert is of wrong values, such as a label that is no class.
+_GPU_FAILED = re.compile(r"CUDA (driver )?error: (?!device-side assert)|cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
 
 
 @dataclasses.dataclass
@@ -221,9 +224,9 @@ def _error_of(trial: Trial) -> Exception:
 
 
 def _is_own(error: Exception) -> bool:
-    """Whether a trial is to blame: for no worker, node, device or storage that is not there, nor a failing GPU."""
+    """Whether the trial is at fault, rather than its worker, node, storage or GPU."""
     cause = _cause(error)
-    return not (isinstance(cause, RayError | OSError | StorageError | DeviceError) or "CUDA error" in str(cause))
+    return not (isinstance(cause, RayError | OSError | StorageError | DeviceError) or _GPU_FAILED.match(str(cause)))
 
 
 def _cause(error: Exception) -> BaseException:
@@ -233,7 +236,7 @@ def _cause(error: Exception) -> BaseException:
 def in_short(error: BaseException) -> str:
     """Return one line of an error: the first of its message, which comes after the traceback if it tells of one."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    frames = [i for i, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    frames = [i for i, line in enumerate(lines) if re.match(r'\s+File ".*", line \d+', line)]
     message = lines[frames[-1] + 1 :] if frames else lines
     return next((line for line in message if not line[0].isspace()), lines[-1]).strip()[:1000]
 

@@ -123,17 +123,48 @@ def disturb(monkeypatch: pytest.MonkeyPatch, epoch: int, what: Callable[[], None
     monkeypatch.setattr(study.attempt, "run_trial", run_trial)
 
 
-def test_an_error_is_told_by_the_first_line_of_its_message():
-    """Of CUDA's errors, the last line says how to compile torch."""
-    message = "CUDA error: an illegal memory access was encountered\n  Search for it\nCompile with TORCH_USE_CUDA_DSA."
-    with pytest.raises(RuntimeError) as raised:
-        raise RuntimeError(message)
+def of_ray(error: Exception) -> RayTaskError:
+    """An error as Ray brings it from a worker."""
+    with pytest.raises(type(error)) as raised:
+        raise error
     text = "".join(traceback.format_exception(raised.value))
-    of_ray = RayTaskError("run_trial", f"\x1b[36mray::run_trial()\n{text}", raised.value)
-    for error in (of_ray, of_ray.as_instanceof_cause()):
-        assert study.recorder.in_short(error) == "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert study.recorder.in_short(raised.value) == "CUDA error: an illegal memory access was encountered"
+    return RayTaskError("run_trial", f"\x1b[36mray::run_trial()\n{text}", raised.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "CUDA error: an illegal access\n  Search for it\nCompile with TORCH_USE_CUDA_DSA.",
+            "CUDA error: an illegal access",
+        ),
+        ('File "a.csv" is damaged\nDelete it', 'File "a.csv" is damaged'),
+        ("one line", "one line"),
+    ],
+)
+def test_an_error_is_told_by_the_first_line_of_its_message(message, line):
+    """Of CUDA's errors, the last line says how to compile torch."""
+    error = of_ray(RuntimeError(message))
+    assert study.recorder.in_short(error) == f"RuntimeError: {line}"
+    assert study.recorder.in_short(error.as_instanceof_cause()) == f"RuntimeError: {line}"
+    assert study.recorder.in_short(RuntimeError(message)) == line
     assert study.recorder.in_short(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("message", "own"),
+    [
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle, ...)`", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA driver error: device not ready", False),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("CUDA error: device-side assert triggered", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", True),
+        ("mat1 and mat2 shapes cannot be multiplied", True),
+    ],
+)
+def test_a_failing_gpu_is_not_the_trials_fault(message, own):
+    assert study.recorder._is_own(of_ray(RuntimeError(message))) == own
 
 
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
