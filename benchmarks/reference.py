@@ -8,7 +8,7 @@ CIFAR-100 is read from (or downloaded into) data/, or --data-dir. Each part is a
 same command goes on. Scales are chosen for two cores, where an epoch of 45,000 images takes ResNet-18 of full width
 some three minutes at 16 pixels, and eight at 32; there, trials of two threads run one at a time. Where there is a GPU,
 other parts are run: gpu-search, gpu-final and gpu-setups. gpu-final trains what search and tune chose here or, if they
-were not run here, as published. An H200 takes a second or two for an epoch at 32 pixels.
+were not run here, as published. An H200 takes one to three seconds for an epoch at 32 pixels.
 """
 
 import argparse
@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=12", "equal_compute=false", *SMALL),
     # On a GPU, at full width and up to 32 pixels. Does the search find the same winner there?
     "gpu-search": ("--preset", "cifar100", *SPACE, "max_epochs=9", "device=cuda"),
-    # The winner of search and tune, for as long as cutout pays, too (benchmarks/README.md).
+    # The winner of search and tune, long enough for cutout to pay (benchmarks/README.md).
     "gpu-final": ("--preset", "cifar100", "space={seed: [1, 2, 3]}", "early_stopping=none", "max_epochs=48",
                   "fixed.label_smoothing=0.1", "fixed.cutout=8", "fixed.batch_size=256", "device=cuda"),
     "gpu-setups": ("--preset", "setups", "space.seed=[0,1,2]", "max_epochs=8", "equal_compute=false",
@@ -88,7 +88,8 @@ def winner_of(part: str) -> pd.Series:
     Raises:
         UserError: if the part has not ended.
     """
-    if not (run := place_of(part)):
+    run = place_of(part)
+    if not run or (run != RUNS / part and (RUNS / part).exists()):  # what was published is not what is run here
         raise UserError(f"{part} has not ended, which says what to train; first: --only {part}")
     return best_configuration(load_trials(run)).iloc[0]
 
@@ -174,7 +175,7 @@ def publish_part(run: Path, copy: Path, data_dir: Path | None) -> None:
 
 
 def shrink_panel(panel: Path) -> None:
-    """Make a picture of maps, most of a report's size, a fifth of what it was: smaller, and of 256 colours."""
+    """Make a picture of maps, most of a report's size, smaller: three fifths a side, and 256 colours."""
     with Image.open(panel) as picture:
         colours = picture.convert("RGB")
     colours = colours.resize((round(PANEL_SCALE * colours.width), round(PANEL_SCALE * colours.height)))
@@ -183,7 +184,7 @@ def shrink_panel(panel: Path) -> None:
 
 
 def shrink_measures(file: Path) -> None:
-    """Round what maps show of each image to the 11 bits of half precision, which halves the file."""
+    """Round what maps show of each image to the 11 bits of half precision: less than half the size."""
     measures = pd.read_parquet(file)
     measures["value"] = measures["value"].astype("float16").astype("float32")
     measures.to_parquet(file, index=False, compression="zstd", compression_level=19)

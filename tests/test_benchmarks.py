@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from analysis import load_trials
 from benchmarks import calibration, recipes, reference, tables, training
@@ -56,7 +57,7 @@ def test_every_variant_and_recipe_is_one_that_can_be_trained():
     for changes in recipes.VARIANTS.values():
         values = {**recipes.BASELINE, **changes, "max_epochs": 6}
         TrialSettings(**{**values, "warmup_epochs": 6 * values.get("warmup_epochs", 0.0)})
-    assert all(isinstance(r, TrialSettings) for r in (*training.RECIPES.values(), *training.GPU_RECIPES.values()))
+    assert all(isinstance(recipe, TrialSettings) for recipe in training.RECIPES.values())
 
 
 def test_a_recipe_is_run_again_only_if_it_changed():
@@ -69,11 +70,10 @@ def test_a_recipe_is_run_again_only_if_it_changed():
     assert not training._is_of({**row, "settings": row["settings"] | {"lr": 0.02}}, "0.71", 0)
 
 
-@pytest.mark.parametrize(("kind", "chosen"), [("cpu", training.RECIPES), ("cuda", training.GPU_RECIPES)])
-def test_speeds_on_record_are_of_the_recipes_as_they_are(kind, chosen):
-    content = tables.json.loads((Path(training.__file__).with_suffix(f".{kind}.json")).read_text())
+def test_speeds_on_record_are_of_the_recipes_as_they_are():
+    content = tables.json.loads((Path(training.__file__).with_suffix(".cpu.json")).read_text())
     ways = {row["way"] for row in content["throughput"]["rows"]}
-    for name, recipe in chosen.items():
+    for name, recipe in training.RECIPES.items():
         assert f"recipe {name}, whole run: {recipe.resolution} px" in ways
 
 
@@ -213,15 +213,35 @@ def test_a_part_of_the_reference_study_trains_what_it_should(part, trials, expec
         assert {trial.seed for trial in asked} == {1, 2, 3}  # that of the others is 0
 
 
-def test_on_a_gpu_the_reference_study_has_parts_of_its_own():
+def test_on_a_gpu_the_reference_study_has_parts_of_its_own(monkeypatch):
     parts = {device: reference.parts_of(device) for device in ("cpu", "mps", "cuda")}
     assert parts["cpu"] == parts["mps"] == ["search", "tune", "final", "grid", "setups"]
-    assert parts["cuda"] == ["gpu-search", "gpu-final", "gpu-setups"]
     assert set(parts["cpu"] + parts["cuda"]) == set(reference.PARTS)
+    ran = []
+    monkeypatch.setattr(reference, "resolve_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(reference, "run_part", lambda part, data_dir: ran.append(part) or True)
+    monkeypatch.setattr(reference, "publish", lambda data_dir: ran.append("publish"))
+    monkeypatch.setattr("sys.argv", ["reference"])
+    assert reference.main() == 0
+    assert ran == ["gpu-search", "gpu-final", "gpu-setups", "publish"]
 
 
+def test_published_panels_are_smaller(tmp_path):
+    panel, colours = tmp_path / "panel.png", np.random.default_rng(0).integers(0, 256, (50, 100, 3), np.uint8)
+    Image.fromarray(colours).save(panel)
+    before = panel.stat().st_size
+    reference.shrink_panel(panel)
+    with Image.open(panel) as picture:
+        assert (picture.size, picture.mode) == ((60, 30), "P")
+    assert panel.stat().st_size < before
+
+
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("missing", ["search", "tune"])
-def test_nothing_is_built_on_a_part_that_has_not_ended(missing, places, monkeypatch, capsys):
+def test_nothing_is_built_on_a_part_that_has_not_ended(missing, published, places, monkeypatch, capsys):
+    """Nor, then, on what was published of another run of it."""
+    if published:
+        shutil.copytree(DEMO, places[1] / missing)
     for part in ("search", "tune"):
         (unfinished if part == missing else lambda run: shutil.copytree(DEMO, run))(places[0] / part)
     monkeypatch.setattr("sys.argv", ["reference", "--only", "final"])
@@ -317,7 +337,9 @@ def test_what_is_published_comes_from_what_was_published(places, finished_run):
     }  # fmt: skip
     assert not {file.suffix for file in files} & {".html", ".pt", ".npz", ".pkl"}
     assert not (published / "final/explanations/old").exists()
-    for measures in runs.glob("final/explanations/*/measures.parquet"):
+    explained = list(runs.glob("final/explanations/*/measures.parquet"))
+    assert len(explained) == 4
+    for measures in explained:
         rounded = pd.read_parquet(published / measures.relative_to(runs))
         pd.testing.assert_frame_equal(rounded, pd.read_parquet(measures), rtol=2**-11, atol=2**-25)
     trials = pd.read_csv(published / "trials.csv")
