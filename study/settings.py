@@ -105,12 +105,8 @@ class StudySettings(BaseModel):
     def _consistent(self) -> "StudySettings":
         for part, names in (("space", self.space), ("fixed", self.fixed)):
             for name in names:
-                if name in _NOT_VARIED:
-                    raise ValueError(
-                        f"{part}.{name} is not a hyperparameter: the study sets it for all; write {name}=..."
-                    )
                 if name not in HYPERPARAMETERS:
-                    raise ValueError(f"{part}.{name} is not a hyperparameter{suggest(name, HYPERPARAMETERS)}")
+                    raise ValueError(_no_hyperparameter(part, name))
         for name, value in self.fixed.items():
             if name in self.space:
                 raise ValueError(f"{name} stands in both space and fixed: it either varies or does not")
@@ -347,6 +343,12 @@ def _sentences(error: ValidationError) -> list[str]:
     return list(sentences.values())
 
 
+def _no_hyperparameter(part: str, name: str) -> str:
+    if name in _NOT_VARIED:
+        return f"{part}.{name} is not a hyperparameter: the study sets it for all; write {name}=..."
+    return f"{part}.{name} is not a hyperparameter{suggest(name, HYPERPARAMETERS)}"
+
+
 def _sentence(item: Any, key: str, inner: list[str]) -> str:
     if not key:  # a check of the whole: its message names the key
         return _reason(item)
@@ -356,6 +358,8 @@ def _sentence(item: Any, key: str, inner: list[str]) -> str:
         return f"{key} is a hyperparameter: write space.{key}=[...] to vary it or fixed.{key}=... to set it"
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting of a study{suggest(key, list(StudySettings.model_fields))}"
+    if inner and inner[0] not in HYPERPARAMETERS:
+        return _no_hyperparameter(key.split(".")[0], inner[0])
     if key in ("space", "fixed"):
         return f"{key}: {item['input']!r} should be a mapping of hyperparameters to values"
     if key.startswith("space.") and item["type"] == "value_error":

@@ -279,6 +279,7 @@ BAD = [
     (["lr=0.1"], ["lr is a hyperparameter", "space.lr=[...]", "fixed.lr=..."]),
     (["space.lrr=[0.1]"], ["space.lrr", "did you mean lr?"]),
     (["fixed.learning_rate=0.1"], ["fixed.learning_rate", "did you mean lr?"]),
+    (["space.learning_rate=0.1"], ["space.learning_rate is not a hyperparameter", "did you mean lr?"]),
     (["fixed.zzz=0.1"], ["fixed.zzz", "known are optimizer, lr, weight_decay"]),
     # Values of hyperparameters
     (["fixed.optimizer=adamax"], ["fixed.optimizer", "'adamax'", "'adam', 'adamw' or 'muon'", "did you mean adam?"]),
