@@ -20,7 +20,7 @@ from analysis.predictions import calibration, class_accuracy, confused_pairs, lo
 from analysis.remote import local_run, run_path, source
 from analysis.report import write_report
 from analysis.study_file import RunError, read_study
-from analysis.tables import write_table, write_text
+from analysis.tables import FORMATS, write_table, write_text
 from analysis.trials import (
     HYPERPARAMETERS,
     check_comparable,
@@ -138,6 +138,7 @@ TABLES: dict[str, tuple[Callable[..., pd.DataFrame], str]] = {
     "confused": (_tested(confused_pairs), "class that the explained trials take for another, and how often"),
     "calibration": (_tested(calibration), "bin of confidence, with the accuracy in it"),
 }
+OF_EXPLAINED = ("measures", "predictions", "classes", "confused", "calibration")
 EXAMPLES = {
     "trials": (
         'runs/demo --query "val_accuracy > 0.5 and lr <= 0.01"',
@@ -188,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         table.add_argument(
             "--columns", metavar="A,B", help="these columns only [table: the telling ones; other formats: all]"
         )
-        table.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table", help="[table]")
+        table.add_argument("--format", choices=FORMATS, help="[as F ends, else table]")
         table.add_argument("--output", type=Path, metavar="F", help="write to a file")
     report = commands.add_parser(
         "report",
@@ -239,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
 def _table(args: argparse.Namespace) -> None:
     load, _ = TABLES[args.command]
     table = load(args.runs[0] if len(args.runs) == 1 else args.runs)
+    ending = args.output.suffix.removeprefix(".") if args.output else ""
+    fmt = args.format or (ending if ending in FORMATS else "table")
     names = list(map(str, table.columns))
     telling = list(KEY_COLUMNS.get(args.command, ()))
     if args.command == "trials":
@@ -263,16 +266,18 @@ def _table(args: argparse.Namespace) -> None:
         chosen = list(dict.fromkeys(name.strip() for name in args.columns.split(",")))  # each once
         _check(chosen, names, "--columns")
         table = table[chosen]
-    elif args.format == "table" and telling:
+    elif fmt == "table" and telling:
         table = table[[name for name in telling if name in names and table[name].notna().any()]]
     part_of_claims = args.command == "claims" and (args.query or args.sort)  # some of the rows decide nothing
     unasked = args.columns is None and not part_of_claims and not (args.query and table.empty)
-    if args.format == "table" and args.command in AS_LINES and unasked:
+    if fmt == "table" and args.command in AS_LINES and unasked:
         write_text(AS_LINES[args.command](table) + "\n", args.output)
     else:
-        write_table(table, args.format, args.output)
+        write_table(table, fmt, args.output)
     if args.output:
         print(f"{len(table)} rows: {args.output}")
+    if table.empty and args.query is None and args.command in OF_EXPLAINED:
+        _tell("these are of explained trials: python -m analysis explain RUN")
 
 
 def _check(chosen: Sequence[str], names: Sequence[str], option: str) -> None:
@@ -287,7 +292,8 @@ def _report(args: argparse.Namespace) -> None:
     options = {"data_dir": args.data_dir, "device": args.device, "address": args.address, "tell": _tell}
     file = write_report(args.runs, args.output, top=args.top, **options)
     print(f"report: {file}\nas Markdown: {file.with_suffix('.md')}")
-    print(f"next: open {file}, or python -m explain {args.runs[0]} --images FILE...")
+    has_network = load_trials(args.runs[0])["checkpoint"].notna().any()
+    print(f"next: open {file}" + (f", or python -m explain {args.runs[0]} --images FILE..." if has_network else ""))
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -299,7 +305,7 @@ def _explain(args: argparse.Namespace) -> None:
     kept = trials[trials["checkpoint"].notna() & (trials["status"] != "running")]
     chosen = kept if args.all else top_trials(by_budget(trials)[0], args.top)
     if chosen.empty:
-        raise UserError(f"{args.run}: no trial has a checkpoint yet")
+        raise UserError(f"{args.run}: no trial has a checkpoint here")
     data = load_test_data(run, args.data_dir)
     explain_trials(run, chosen, data, args.device, args.address, _tell)
     print(f"{len(chosen)} trials are explained: {run / 'explanations'}")

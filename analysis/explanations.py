@@ -231,9 +231,9 @@ def read_explained(run: Path, name: str, read: Callable[[Path, str], pd.DataFram
     """Yield what ``read`` makes of a file of each explained trial, given its path and the trial's id.
 
     Warns:
-        UnreadableExplanation: of each that cannot be read; it is passed over.
+        UnreadableExplanation: of each that cannot be read, and once of all that are not there; they are passed over.
     """
-    trials = load_trials(run)
+    trials, missing = load_trials(run), 0
     for trial_id in trials[trials["test_accuracy"].notna()]["trial_id"] if "test_accuracy" in trials else []:
         file = run / "explanations" / trial_id / name
         try:
@@ -241,12 +241,17 @@ def read_explained(run: Path, name: str, read: Callable[[Path, str], pd.DataFram
                 table = read(file, trial_id)
             if "confidence" in table and table["confidence"].isna().any():  # what softmax makes of NaN and infinity
                 raise ValueError("its logits are not numbers")
+        except FileNotFoundError:  # as in a run that was published without them
+            missing += 1
         except Exception as error:  # broken files break their readers in many ways
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             text = f"{file}: cannot be read ({reason}); its trial is left out until it is explained again"
             warnings.warn(text, UnreadableExplanation, stacklevel=4)
         else:
             yield table
+    if missing:
+        text = f"{source(run)}: {missing} explained trials have no {name} here and are left out"
+        warnings.warn(text, UnreadableExplanation, stacklevel=4)
 
 
 def _summary(

@@ -362,8 +362,10 @@ def _method(studies: Sequence[dict[str, Any]], trials: pd.DataFrame) -> list[str
     if tested := _num_tested(trials):
         texts.append(
             f"The {_num_test(trials):,} test images were read for {tested} of {len(trials)} trials, by the report or "
-            "by python -m analysis explain; no choice rests on them."
+            "by python -m analysis explain; no choice in this study rests on them."
         )
+        if absent := int((trials["test_accuracy"].notna() & trials["checkpoint"].isna()).sum()):
+            texts.append(f"The networks of {absent} of these trials are not kept here: of them no maps are shown.")
     for study in studies:
         settings = study["settings"]
         which = f"{study['name']}: " if len(studies) > 1 else ""

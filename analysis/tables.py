@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from trainables.errors import UserError
 
 Format = Literal["table", "csv", "json", "parquet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def as_text(table: pd.DataFrame, max_width: int = 60) -> str:

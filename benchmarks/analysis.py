@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.tables import save, show
+from benchmarks.tables import run_main, save, show
 from trainables import TrialSettings
 
 Rows = list[dict[str, Any]]
@@ -193,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

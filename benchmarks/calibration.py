@@ -20,7 +20,7 @@ import torch
 from analysis.explanations import compute_explanation
 from analysis.intervals import bootstrap_interval, mean_interval
 from analysis.measures import CONTROLS, OWN
-from benchmarks.tables import save, show
+from benchmarks.tables import run_main, save, show
 from trainables import TrialSettings, load_data, resolve_device, split_validation, to_input, train
 from trainables.data import DatasetName
 from trainables.resnet import ResNet18
@@ -173,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

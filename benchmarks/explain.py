@@ -21,7 +21,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
 
-from benchmarks.tables import save, show
+from benchmarks.tables import run_main, save, show
 from explain import explain, grad_cam, stream, upsample
 from trainables import ResNet18, load_data, resolve_device, to_input
 from trainables.device import place
@@ -166,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -5,8 +5,9 @@ python -m benchmarks.recipes --data-dir DIR [--seeds 3] [--budget short|long]
 CIFAR-100 at a small scale: ResNet-18 of width 16 at 16 pixels (other sizes where they are the change). `short` is 6
 epochs over 15,000 images, `long` 40 epochs over 5,000. Accuracies are of 5,000 validation images held out of the
 training images; the test images are not looked at. Trials run two at a time with a thread each; those that stand in
-benchmarks/recipes.json already are not run again. Rows there of variants that are no longer here (alternating flip,
-mixup, cutmix) were measured before these were dropped, because none of them paid measurably in either budget.
+benchmarks/recipes.json already are not run again; to measure on another machine or torch, move that file away. Rows
+there of variants that are no longer here (alternating flip, mixup, cutmix) were measured before these were dropped,
+because none of them paid measurably in either budget.
 """
 
 import argparse
@@ -23,9 +24,10 @@ import pandas as pd
 import torch
 
 from analysis.intervals import mean_interval
-from benchmarks.tables import show
+from benchmarks.tables import run_main, show
 from trainables import ImageData, TrialSettings, load_data, resolve_device, split_validation, stratified_subset, train
 from trainables.device import describe_machine
+from trainables.errors import UserError
 from trainables.train import new_state
 
 FILE = Path(__file__).with_suffix(".json")
@@ -112,6 +114,9 @@ def main() -> None:
     args = parser.parse_args()
     content = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
     if args.data_dir:
+        here = {"machine": describe_machine(), "torch": torch.__version__}
+        if content["rows"] and here != {name: content.get(name) for name in here}:
+            raise UserError(f"{FILE}: was measured on another machine or torch; move it away to measure all of it here")
         whole, val_data = split_validation(load_data("cifar100", "train", args.data_dir), 0.1, seed=0)
         train_data = whole.subset(stratified_subset(whole.labels, BUDGETS[args.budget]["images"], seed=0))
         have = {(row["budget"], row["variant"], row["seed"]) for row in content["rows"]}
@@ -123,10 +128,10 @@ def main() -> None:
                 row = done.result()
                 print({k: row[k] for k in ("variant", "seed", "val_accuracy", "seconds")}, flush=True)
                 content["rows"].append(row)
-                content["machine"], content["torch"] = describe_machine(), torch.__version__
+                content |= here
                 FILE.write_text(json.dumps(content, indent=1) + "\n")
     show("recipes", table(content["rows"]).to_dict("records"))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

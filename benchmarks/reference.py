@@ -4,11 +4,12 @@ python -m benchmarks.reference                    hours on two cores: results/ci
 python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid or setups
 python -m benchmarks.reference --only publish     tables, reports and figures of the parts that have ended
 
-CIFAR-100 is read from (or downloaded into) data/, or --data-dir. Each part is a study in runs/; Ctrl-C ends it, and the
-same command goes on. Scales are chosen for two cores, where an epoch of 45,000 images takes ResNet-18 of full width
-some three minutes at 16 pixels, and eight at 32; there, trials of two threads run one at a time. Where there is a GPU,
-other parts are run: gpu-search, gpu-final and gpu-setups. gpu-final trains what search and tune chose here or, if they
-were not run here, as published. An H200 takes one to three seconds for an epoch at 32 pixels.
+What is published takes the place of what lies in results/cifar100. CIFAR-100 is read from (or downloaded into) data/,
+or --data-dir. Each part is a study in runs/; Ctrl-C ends it, and the same command goes on. Scales are chosen for two
+cores, where an epoch of 45,000 images takes ResNet-18 of full width some three minutes at 16 pixels, and eight at 32;
+there, trials of two threads run one at a time. Where there is a GPU, other parts are run: gpu-search, gpu-final and
+gpu-setups. gpu-final trains what search and tune chose here or, if they were not run here, as published. An H200 takes
+one to three seconds for an epoch at 32 pixels.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
@@ -29,6 +31,7 @@ from analysis.intervals import paired_over_seeds
 from analysis.report import write_report
 from analysis.trials import ENDED
 from benchmarks.rungs import early_stopping_loss, learning_curves, rungs
+from benchmarks.tables import run_main
 from study import confirm_study, load_settings, resume_study, run_study
 from trainables import resolve_device
 from trainables.errors import UserError
@@ -240,7 +243,7 @@ def summary(run: Path) -> pd.DataFrame:
 def early_stopping(grid: Path, winner: pd.Series) -> pd.DataFrame:
     """Return what ASHA would have cost on the grid, and by how much the search's winner is worse than the grid's best.
 
-    The latter is of fresh seeds, on which neither was chosen: it may well be negative.
+    The latter is of fresh seeds, on which neither was chosen: it may well be negative. It is 0 where both are the same.
 
     Args:
         grid: a run without early stopping, confirmed.
@@ -262,7 +265,10 @@ def early_stopping(grid: Path, winner: pd.Series) -> pd.DataFrame:
     ours, theirs = (again[_is(again, of)]["last"] for of in (winner, best))
     loss, low, high, n = paired_over_seeds(theirs, ours)
     row = {"method": "the search at full width: its winner here", "loss": loss, "low": low, "high": high, "n": n}
-    return pd.concat([rows, pd.DataFrame([row | {"found": float((winner[WINNER] == best[WINNER]).all())}])]).round(4)
+    row["found"] = float((winner[WINNER] == best[WINNER]).all())
+    if row["found"]:  # one configuration: nothing was compared
+        row |= {"low": np.nan, "high": np.nan, "n": None}
+    return pd.concat([rows, pd.DataFrame([row])]).round(4).astype({"n": "Int64"})
 
 
 def main() -> int:
@@ -270,18 +276,14 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-100 [data/]")
     parser.add_argument("--only", choices=[*PARTS, "publish"], help="a part alone")
     args = parser.parse_args()
-    try:
-        for part in (args.only,) if args.only else parts_of(resolve_device().type):
-            if part != "publish" and not run_part(part, args.data_dir):
-                print("interrupted; the same command goes on", file=sys.stderr)
-                return 130
-        if args.only in (None, "publish"):
-            publish(args.data_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for part in (args.only,) if args.only else parts_of(resolve_device().type):
+        if part != "publish" and not run_part(part, args.data_dir):
+            print("interrupted; the same command goes on", file=sys.stderr)
+            return 130
+    if args.only in (None, "publish"):
+        publish(args.data_dir)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis import load_epochs, load_trials
 from analysis.intervals import mean_interval
-from benchmarks.tables import save, show
+from benchmarks.tables import run_main, save, show
 from study import load_settings, resume_study, run_study
 
 GRID = (
@@ -201,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

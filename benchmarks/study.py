@@ -22,7 +22,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 import study.attempt
 from analysis import load_epochs, load_trials
-from benchmarks.tables import save, show
+from benchmarks.tables import run_main, save, show
 from study import load_settings, run_study
 
 Rows = list[dict[str, Any]]
@@ -177,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

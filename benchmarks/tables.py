@@ -2,14 +2,30 @@
 
 import json
 import platform
+import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 
 from trainables.device import describe_machine
+from trainables.errors import UserError
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a benchmark as a command: what the user can mend is one sentence, as is Ctrl-C."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

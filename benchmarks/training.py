@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.tables import save, show
+from benchmarks.tables import run_main, save, show
 from trainables import (
     ImageData,
     TrialSettings,
@@ -406,4 +406,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -42,7 +42,7 @@ def _checkpoint(run: RunPath, trial_id: str | None) -> Path:
     trials = load_trials(run)
     usable = trials[trials["checkpoint"].notna()]
     if usable.empty:
-        raise UserError(f"{run}: no trial has a checkpoint yet")
+        raise UserError(f"{run}: no trial has a checkpoint here")
     if trial_id is None:
         return Path(top_trials(trials, 1)["checkpoint"].iloc[0])
     found = usable[usable["trial_id"] == trial_id]

@@ -169,6 +169,6 @@ def check_resumable(begun: Manifest, now: Manifest, run: Path, force: bool) -> l
         shown = "; ".join(serious[:5]) + (f" and {len(serious) - 5} more" if len(serious) > 5 else "")
         raise ManifestError(
             f"{source(run)}: results could differ from those that are there, for this has changed: {shown}; "
-            f"take it back, or go on all the same by python -m study resume {source(run)} --force"
+            "take it back, or go on all the same with --force"
         )
     return list(changes.values())

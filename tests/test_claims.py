@@ -217,7 +217,7 @@ def test_what_was_not_measured_is_said():
     ]
     assert found["reason"].isna().to_list() == [False, False, True, True]
     assert found["n"].isna().to_list() == [True, True, False, False]
-    assert found["reason"][0] == "on_object of ours and theirs was not measured"
+    assert found["reason"][0] == "on_object of ours and theirs was not measured, or is not kept here"
 
 
 @pytest.mark.parametrize("absent", [MapComparison("ours", "merit", "absent"), MapComparison("absent", "merit", "ours")])
@@ -225,7 +225,7 @@ def test_a_map_that_was_not_measured_is_compared_with_nothing(absent):
     measures = table(merit={"ours": [2.0, 3.0], "theirs": [1.0, 1.0]})
     first, second = decided(measures, absent, HIGHER)
     assert (first["n"], second["n"]) == (None, 2)
-    assert first["reason"] == f"merit of {absent.of} and {absent.than} was not measured"
+    assert first["reason"] == f"merit of {absent.of} and {absent.than} was not measured, or is not kept here"
     assert [row["verdict"] for row in decided(measures, absent)] == ["no data"]
 
 

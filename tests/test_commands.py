@@ -146,7 +146,7 @@ def test_trials_on_the_command_line_are_those_of_python(workplace: Path, ray_dir
 @pytest.mark.parametrize("fmt", ["csv", "json", "parquet", "table"])
 def test_epochs_in_every_format(workplace: Path, ray_directory: str, fmt: str) -> None:
     words = ("epochs", "runs/small", "--sort=-val_accuracy", "--columns", "trial_id,epoch,val_accuracy")
-    written = _command(ray_directory, workplace, "analysis", *words, "--format", fmt, "--output", f"e.{fmt}")
+    written = _command(ray_directory, workplace, "analysis", *words, "--output", f"e.{fmt}")
     assert written.returncode == 0, written.stderr
     file = workplace / f"e.{fmt}"
     if fmt == "table":

@@ -344,7 +344,6 @@ def cut(file: Path) -> None:
     "damage",
     [
         cut,
-        Path.unlink,
         lambda file: file.write_bytes(b""),
         lambda file: file.write_bytes(b"half a file"),
         lambda file: np.savez(file, logits=np.eye(4, 3)),
@@ -358,6 +357,18 @@ def test_predictions_that_cannot_be_read_are_left_out_and_told_of(tmp_path, dama
     with pytest.warns(UnreadableExplanation, match=text):
         found = load_predictions(run)
     assert set(found["trial_id"]) == {"a"}
+
+
+def test_trials_whose_predictions_were_not_kept_are_told_of_in_one_line(tmp_path):
+    run = make_run(tmp_path / "run", "a", "b", "c")
+    for trial_id in "ac":
+        (run / f"explanations/{trial_id}/arrays.npz").unlink()
+    with pytest.warns(UnreadableExplanation) as told:
+        found = load_predictions(run)
+    assert [str(warning.message) for warning in told] == [
+        f"{run}: 2 explained trials have no arrays.npz here and are left out"
+    ]
+    assert set(found["trial_id"]) == {"b"}
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,26 @@ def test_a_column_asked_for_twice_is_there_once(tmp_path: Path, capsys: pytest.C
     assert "status,trial_id\npending,a\n" in capsys.readouterr().out
 
 
+def test_a_format_asked_for_goes_before_the_ending_of_the_file(tmp_path: Path) -> None:
+    run, file = str(unfinished(tmp_path / "run")), tmp_path / "t.json"
+    assert main(["trials", run, "--columns", "status", "--format", "csv", "--output", str(file)]) == 0
+    assert file.read_text().split() == ["status", "pending", "pending", "pending"]
+
+
+@pytest.mark.parametrize("name", ["predictions", "measures", "trials"])
+def test_where_no_trial_is_explained_it_is_said_how(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, str(unfinished(tmp_path / "run"))]) == 0
+    assert ("python -m analysis explain RUN" in capsys.readouterr().err) == (name != "trials")
+
+
+def test_a_file_is_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert main(["trials", str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt: is a file, no run directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--columns=", "--columns=status,,lr", "--query=", "--sort=", "--sort=-"])
 def test_empty_options_are_refused_in_a_sentence(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

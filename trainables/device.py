@@ -110,7 +110,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what figures measured here should stand with: ``system``, ``processor``, ``cores`` and ``gpus``."""
+    """Return what figures measured here should stand with: ``system``, ``processor``, ``cores`` and ``gpus``.
+
+    Of the system its kind, architecture and C library: a kernel's release changes no figure, and tells of a workplace.
+    """
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -118,4 +121,5 @@ def describe_machine() -> dict[str, Any]:
     # Where the driver is too old for torch, GPUs are counted that cannot be asked.
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(count)]
-    return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count(), "gpus": gpus}
+    system = ", ".join(filter(None, [f"{platform.system()} {platform.machine()}", " ".join(platform.libc_ver())]))
+    return {"system": system, "processor": processor, "cores": os.cpu_count(), "gpus": gpus}
