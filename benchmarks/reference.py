@@ -33,6 +33,7 @@ from analysis.trials import ENDED
 from benchmarks.rungs import early_stopping_loss, learning_curves, rungs
 from benchmarks.tables import run_main
 from study import confirm_study, load_settings, resume_study, run_study
+from study.supervise import lost_trials
 from trainables import resolve_device
 from trainables.errors import UserError
 
@@ -94,6 +95,10 @@ def winner_of(part: str) -> pd.Series:
     run = place_of(part)
     if not run or (run != RUNS / part and (RUNS / part).exists()):  # what was published is not what is run here
         raise UserError(f"{part} has not ended, which says what to train; first: --only {part}")
+    return _best_of(run)
+
+
+def _best_of(run: Path) -> pd.Series:
     return best_configuration(load_trials(run)).iloc[0]
 
 
@@ -106,10 +111,10 @@ def words_of(part: str) -> list[str]:
     return words
 
 
-def winner_in(grid: Path) -> list[str]:
+def same_in(grid: Path, winner: pd.Series) -> list[str]:
     """Return the id of the trial that is in the grid what the winner is in the search; it is confirmed, too."""
     trials = load_trials(grid).query("phase == 'search'")
-    return trials[_is(trials, winner_of("search"))]["trial_id"].to_list()
+    return trials[_is(trials, winner)]["trial_id"].to_list()
 
 
 def _is(trials: pd.DataFrame, configuration: pd.Series) -> pd.Series:
@@ -128,9 +133,9 @@ def run_part(part: str, data_dir: Path | None) -> bool:
         settings = load_settings(words[words.index("--preset") + 1], [word for word in words if "=" in word])
         ended = run_study(settings, run, command=command)
     else:
-        ended = place_of(part) == run or resume_study(run)
+        ended = (place_of(part) == run and not lost_trials(run)) or resume_study(run)
     if ended and part == "grid" and not (load_trials(run)["phase"] == "confirm").any():
-        return confirm_study(run, top=TOP, trials=winner_in(run), seeds=SEEDS)
+        return confirm_study(run, top=TOP, trials=same_in(run, winner_of("search")), seeds=SEEDS)
     return ended
 
 
@@ -141,6 +146,8 @@ def publish(data_dir: Path | None) -> None:
         raise UserError(f"{RUNS}: no part of the reference study has ended yet")
     for part, run in ended.items():
         if run.parent == RUNS:
+            if failed := (load_trials(run)["status"] == "failed").sum():
+                print(f"{part}: {failed} trials failed; they count for nothing in what is published")
             publish_part(run, PUBLISHED / part, data_dir)
     # From what was published, so that whoever has it gets the same tables.
     copies = {part: PUBLISHED / part for part in ended}
@@ -152,7 +159,7 @@ def publish(data_dir: Path | None) -> None:
         "claims": over(copies, claims),
     }
     if "grid" in copies:
-        tables["early_stopping"] = early_stopping(copies["grid"], winner_of("search"))
+        tables["early_stopping"] = early_stopping(copies["grid"], _best_of(PUBLISHED / "search"))
     for name, table in tables.items():
         table.to_csv(PUBLISHED / f"{name}.csv", index=False)
         print(f"{len(table)} rows: {PUBLISHED / name}.csv")
@@ -215,7 +222,7 @@ def summary(run: Path) -> pd.DataFrame:
     machine = study["machine"]
     commands = [study["command"]]
     if (trials["phase"] == "confirm").any():
-        chosen = " ".join(winner_in(run))
+        chosen = " ".join(same_in(run, _best_of(PUBLISHED / "search")))
         commands.append(f"python -m study confirm runs/{run.name} --top {TOP} --trials {chosen} --seeds {SEEDS}")
     if run.name in ALL_EXPLAINED:
         commands.append(f"python -m analysis explain runs/{run.name} --all")

@@ -24,6 +24,7 @@ from study.check_cluster import check_cluster
 from study.run import confirm_study, resume_study, run_study
 from study.settings import HYPERPARAMETERS, PRESETS, StudySettings, load_settings, preset_names
 from study.space import list_trials
+from study.supervise import lost_trials
 from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
@@ -173,7 +174,7 @@ def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
             return INTERRUPTED
         _print_summary(run)
         if finished:
-            print(f"\nrun directory: {run}\nnext: python -m analysis report {run}", flush=True)
+            print(f"\nrun directory: {run}\n{_next(run)}", flush=True)
             return 0
         print(f"\ninterrupted; every finished epoch is in {run}\ngo on: python -m study resume {run}", flush=True)
         return INTERRUPTED
@@ -196,6 +197,12 @@ def _print_summary(run: RunPath) -> None:
         print(f"trial {row['trial_id']} failed: {row['error']}")
 
 
+def _next(run: RunPath) -> str:
+    """Say what to do with a study that ended."""
+    lost = f", or python -m study resume {run}, which tries what was lost again" if lost_trials(run) else ""
+    return f"next: python -m analysis report {run}{lost}"
+
+
 def _status(args: argparse.Namespace) -> int:
     study = read_study(args.run)
     settings = study["settings"]
@@ -207,7 +214,7 @@ def _status(args: argparse.Namespace) -> int:
     print(as_text(trials[columns]))
     over = trials["status"].isin(ENDED).all()
     if over:
-        print(f"next: python -m analysis report {args.run}")
+        print(_next(args.run))
     elif not is_running(args.run):
         print(f"go on: python -m study resume {args.run}")
     return 0

@@ -35,8 +35,16 @@ from trainables.tune_trial import OBJECTIVE, StorageError
 REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTIVE, "device"]
 # A trial that lost its worker or node so often, without ending another epoch in between, is not begun again.
 MAX_LOSSES = 4
-# How torch begins to tell that a GPU failed. A device-side assert is of wrong values, such as a label that is no class.
-_GPU_FAILED = re.compile(r"CUDA (driver )?error: (?!device-side assert)|cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+# How torch begins to tell that a GPU failed. Of other errors, such as a device-side assert (values that are wrong, a
+# label that is no class) or a kernel that is not there, the next try has them again.
+_GPU_FAILED = re.compile(
+    r"CUDA (driver )?error: (CUBLAS_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)|an illegal (memory access|instruction)"
+    r"|unspecified launch failure|misaligned address|uncorrectable|the launch timed out|hardware stack error"
+    r"|invalid program counter|device not ready|all CUDA-capable devices are busy|unknown error)"
+    r"|cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
+)
+# What Ray Tune writes before each of a trial's errors.
+_HEADLINE = re.compile(r"^Failure # \d+ \(occurred at .*\)\n", re.MULTILINE)
 
 
 @dataclasses.dataclass
@@ -214,13 +222,20 @@ def settings_of_ray(trial: Trial, fixed: dict[str, Any]) -> TrialSettings:
 
 
 def _error_of(trial: Trial) -> Exception:
-    """Return what ended a trial. The driver reads what it pickled itself."""
+    """Return what ended a trial, which the driver wrote down itself.
+
+    Ray Tune pickles errors of tasks and actors alone. Any other is Ray's own, such as a node that died, and if the
+    trial had one of its own before, that is what lies there.
+    """
+    text = _HEADLINE.split(Path(trial.error_file).read_text())[-1].strip() if trial.error_file else ""
+    if not trial.pickled_error_file:
+        return RayError(text or "no error was recorded")
     try:
         with Path(trial.pickled_error_file).open("rb") as file:
             error: Exception = ray.cloudpickle.load(file)
-            return error
     except Exception:  # of a class that is not here
-        return RuntimeError(Path(trial.error_file).read_text() if trial.error_file else "no error was recorded")
+        return RuntimeError(text)
+    return error if str(error).strip() == text else RayError(text)
 
 
 def _is_own(error: Exception) -> bool:

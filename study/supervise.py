@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.ray_session import ClusterError
-from analysis.remote import RemoteError, TakenError, end_life, is_run_elsewhere, is_uri, show_life, source
+from analysis.remote import RemoteError, RunPath, TakenError, end_life, is_run_elsewhere, is_uri, show_life, source
 from analysis.run_log import load_faults
 from analysis.study_file import RunError
 from analysis.trials import ENDED, load_trials
@@ -150,6 +150,8 @@ def supervise(run: Path, attempt: Callable[[bool], str], tell: Callable[[str], N
             now = max(before, _progress(run))
         failures, before = (0 if now > before else failures + 1), now
         if failures > MAX_RESTARTS:
+            if outcome != "failed":  # the log knows why
+                reason = _last_error(run) or reason
             raise StudyError(
                 f"{source(run)}: gave up after {failures} attempts without another epoch ({reason}); "
                 f"what is finished is kept: mend that and go on by python -m study resume {source(run)}"
@@ -162,6 +164,18 @@ def _progress(run: Path) -> int:
     """Return the number of epochs and of trials that have ended; those that were given up as lost are no progress."""
     if not (run / "study.yaml").exists():
         return 0
+    trials = load_trials(run)
+    return int(trials["epochs"].sum() + trials["status"].isin(ENDED).sum()) - len(lost_trials(run))
+
+
+def lost_trials(run: RunPath) -> list[str]:
+    """Return the ids of trials that were given up for what they lost, and that ``resume`` tries again."""
     trials, faults = load_trials(run), load_faults(run)
-    given_up = [name for name in trials["trial_id"][trials["status"] == "failed"] if faults[name].losses]
-    return int(trials["epochs"].sum() + trials["status"].isin(ENDED).sum()) - len(given_up)
+    return [name for name in trials["trial_id"][trials["status"] == "failed"] if faults[name].losses]
+
+
+def _last_error(run: Path) -> str:
+    with contextlib.suppress(RunError, OSError):
+        errors = load_trials(run)["error"].dropna()
+        return str(errors.iloc[-1]) if len(errors) else ""
+    return ""

@@ -319,6 +319,33 @@ def test_the_reference_study_goes_on_where_it_was_interrupted(places, monkeypatc
     assert done == ["publish"]
 
 
+def test_what_was_lost_is_tried_again(places, monkeypatch):
+    """A trial that was given up for its worker or GPU has ended, but not as it should."""
+    run, resumed = places[0] / "search", []
+    unfinished(run)
+    (name,) = load_trials(run).query("status == 'pending'")["trial_id"]
+    with (run / "events.jsonl").open("a") as out:
+        for event, lost in (("trial_lost", {}), ("trial_failed", {"lost": True})):
+            line = {"event": event, "trial_id": name, "error": "CUDA error: unspecified launch failure", **lost}
+            out.write(json.dumps(line) + "\n")
+    assert reference.place_of("search") == run
+    monkeypatch.setattr(reference, "resume_study", lambda run: resumed.append(run) or True)
+    assert reference.run_part("search", None)
+    assert resumed == [run]
+
+
+def test_while_a_part_is_run_again_what_was_published_of_it_stands(places):
+    runs, published = places
+    shutil.copytree(DEMO, published / "search")
+    unfinished(runs / "search")
+    shutil.copytree(DEMO, runs / "grid")
+    completed = load_trials(DEMO).query("status == 'completed'")["trial_id"]
+    confirm(runs / "grid", {trial_id: [0.5] for trial_id in completed})
+    reference.publish(None)
+    assert pd.read_csv(published / "parts.csv")["part"].to_list() == ["search", "grid"]
+    assert (published / "early_stopping.csv").exists()
+
+
 def confirm(run, accuracies):
     """Give trials of a copy of the demo's run fresh seeds, from 1, by the last epoch's validation accuracy of each."""
     manifest = json.loads((run / "manifest.json").read_text())

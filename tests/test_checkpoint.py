@@ -444,6 +444,17 @@ def test_code_in_a_checkpoint_does_not_run(name, packed, folder, tmp_path):
         assert (tmp_path / "marker").exists()
 
 
+def test_a_gpu_that_fails_condemns_no_checkpoint(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    _, state = next(train(SETTINGS, two_classes(32), two_classes(32), device="cpu"))
+    save_checkpoint(tmp_path / "one", state)
+    monkeypatch.setattr(type(state.optimizer), "load_state_dict", fail)
+    with pytest.raises(torch.AcceleratorError, match="unspecified launch failure"):
+        load_checkpoint(tmp_path / "one", "cpu")
+
+
 @pytest.mark.parametrize("file", ["weights.pt", "training.pt", "checkpoint.json"])
 def test_files_of_two_epochs_are_not_taken_for_one(file, tmp_path):
     """As after a crash between two of the files of a folder that is written again."""

@@ -23,7 +23,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, LocalRayletDiedError, NodeDiedError, RayTaskError
+from ray.train._internal.storage import StorageContext
+from ray.tune.experiment import Trial
 
 import study.attempt
 import study.recorder
@@ -157,14 +159,38 @@ def test_an_error_is_told_by_the_first_line_of_its_message(message, line):
         ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle, ...)`", False),
         ("CUDA error: an illegal memory access was encountered", False),
         ("CUDA driver error: device not ready", False),
+        ("CUDA error: uncorrectable ECC error encountered", False),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", False),
         ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: no kernel image is available for execution on the device", True),
+        ("CUDA error: invalid argument", True),
+        ("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm(handle, ...)`", True),
         ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", True),
         ("mat1 and mat2 shapes cannot be multiplied", True),
     ],
 )
 def test_a_failing_gpu_is_not_the_trials_fault(message, own):
     assert study.recorder._is_own(of_ray(RuntimeError(message))) == own
+
+
+def test_errors_that_ray_does_not_keep_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are they the trial's error before them, which lies there still."""
+    monkeypatch.setattr("ray.train._internal.storage._get_ray_train_session_dir", lambda: str(tmp_path))
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="tune", trial_dir_name="a")
+    trial = Trial("run_trial", stub=True, storage=storage)
+    Path(trial.local_path).mkdir(parents=True)
+    for error, own, line in (
+        (NodeDiedError("the node went down"), False, "the node went down"),
+        (of_ray(ValueError("a label of no class")), True, "ValueError: a label of no class"),
+        (LocalRayletDiedError(), False, "The task's local raylet died."),
+        (ActorDiedError(), False, "The actor died unexpectedly before finishing this task."),
+        (of_ray(ValueError("Failure # 3 of ours")), True, "ValueError: Failure # 3 of ours"),
+    ):
+        trial.handle_error(error)
+        found = study.recorder._error_of(trial)
+        assert study.recorder._is_own(found) == own
+        assert study.recorder.in_short(found).startswith(line)
 
 
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -19,9 +19,10 @@ from analysis.ray_session import ClusterError
 from analysis.remote import HEARTBEAT, RemoteError
 from analysis.run_log import is_running
 from analysis.study_file import RunError
+from study.__main__ import main
 from study.attempt import AttemptError
 from study.disk import DiskFullError
-from study.supervise import MAX_RESTARTS, StudyError, holding, interruptible, supervise
+from study.supervise import MAX_RESTARTS, StudyError, holding, interruptible, lost_trials, supervise
 from trainables import TrialSettings, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -281,6 +282,25 @@ def test_trials_that_are_given_up_as_lost_are_no_progress(study):
     with pytest.raises(StudyError):
         supervise(one.run, attempt, one.told.append)
     assert one.attempts == MAX_RESTARTS + 1
+
+
+@pytest.mark.parametrize("outcome", ["lost", "alone"])
+def test_a_study_that_gives_up_says_what_its_trials_met(outcome, study):
+    one = study(*[outcome] * 10)
+    with (one.run / "events.jsonl").open("a") as out:
+        line = {"event": "trial_lost", "trial_id": "a", "error": "OSError: the storage is away"}
+        out.write(json.dumps(line) + "\n")
+    assert "(OSError: the storage is away)" in gives_up(one)
+
+
+def test_what_was_given_up_as_lost_can_be_gone_on_with(study, capsys):
+    one = study()
+    for kind, lost in (("trial_lost", {}), ("trial_failed", {"lost": True})):
+        with (one.run / "events.jsonl").open("a") as out:
+            out.write(json.dumps({"event": kind, "trial_id": "a", "error": "the node is away", **lost}) + "\n")
+    assert lost_trials(one.run) == ["a"]
+    assert main(["status", str(one.run)]) == 0
+    assert f"or python -m study resume {one.run}, which tries what was lost again" in capsys.readouterr().out
 
 
 def test_epochs_of_an_earlier_run_are_no_progress(study):

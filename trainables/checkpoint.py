@@ -86,6 +86,8 @@ def load_checkpoint(folder: str | Path, device: str = "auto") -> TrainingState:
             state.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and state.scaler.is_enabled():  # not where precision=auto now means another
             state.scaler.load_state_dict(saved["scaler"])
+    except torch.AcceleratorError:  # a failing GPU says nothing of the checkpoint
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder / 'training.pt'}: does not fit checkpoint.json ({reason})") from error
