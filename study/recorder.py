@@ -35,6 +35,7 @@ from trainables.tune_trial import OBJECTIVE, StorageError
 REPORTED = [*(field.name for field in dataclasses.fields(EpochMetrics)), OBJECTIVE, "device"]
 # A trial that lost its worker or node so often, without ending another epoch in between, is not begun again.
 MAX_LOSSES = 4
+MAX_TRACEBACK = 8000  # characters, of the end
 # How torch begins to tell that a GPU failed. Of other errors, such as a device-side assert (values that are wrong, a
 # label that is no class) or a kernel that is not there, the next try has them again.
 _GPU_FAILED = re.compile(
@@ -43,6 +44,7 @@ _GPU_FAILED = re.compile(
     r"|invalid program counter|device not ready|all CUDA-capable devices are busy|unknown error)"
     r"|cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
 )
+_COLOUR = re.compile(r"\x1b\[\d+m")
 # What Ray Tune writes before each of a trial's errors.
 _HEADLINE = re.compile(r"^Failure # \d+ \(occurred at .*\)\n", re.MULTILINE)
 
@@ -188,11 +190,14 @@ class Recorder(tune.Callback):
         faults = self._faults_of(name)
         faults.failures += own
         faults.losses += not own
+        told = {"trial_id": name, "error": text}
+        if isinstance(error, RayTaskError):  # where in the worker's code; Ray's own copy goes with its session
+            told["traceback"] = _COLOUR.sub("", str(error))[-MAX_TRACEBACK:]
         if not goes_on and (faults.failures > self._max_failures if own else faults.losses >= MAX_LOSSES):
-            self._events.append("trial_failed", trial_id=name, error=text, lost=not own)
+            self._events.append("trial_failed", **told, lost=not own)
             self._end(trial, "failed", lost=not own)
             return
-        self._events.append("trial_retried" if own else "trial_lost", trial_id=name, error=text)
+        self._events.append("trial_retried" if own else "trial_lost", **told)
         # One at a time, it goes on before any other: ASHA would judge in another order.
         self._guard.is_over |= self._one_at_a_time and not goes_on
 

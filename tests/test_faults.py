@@ -278,6 +278,9 @@ def test_a_worker_raises(
     assert run_study(load_settings("demo", overrides), tmp_path / "run", show=False)
     (retried,) = [e for e in events(tmp_path / "run") if e["event"] == "trial_retried"]
     assert retried["error"] == "RuntimeError: a cosmic ray"
+    assert re.search(r"^  File .*, line \d+, in run_trial$", retried["traceback"], re.MULTILINE)
+    assert retried["traceback"].endswith("\nRuntimeError: a cosmic ray")
+    assert "\x1b" not in retried["traceback"]
     assert_as_undisturbed("worker exception", tmp_path / "run", undisturbed, time.monotonic() - start, 1)
 
 
