@@ -240,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
 def _table(args: argparse.Namespace) -> None:
     load, _ = TABLES[args.command]
     table = load(args.runs[0] if len(args.runs) == 1 else args.runs)
-    ending = args.output.suffix.removeprefix(".") if args.output else ""
+    ending = args.output.suffix.removeprefix(".").lower() if args.output else ""
     fmt = args.format or (ending if ending in FORMATS else "table")
     names = list(map(str, table.columns))
     telling = list(KEY_COLUMNS.get(args.command, ()))
@@ -277,7 +277,9 @@ def _table(args: argparse.Namespace) -> None:
     if args.output:
         print(f"{len(table)} rows: {args.output}")
     if table.empty and args.query is None and args.command in OF_EXPLAINED:
-        _tell("these are of explained trials: python -m analysis explain RUN")
+        kept = load_trials(args.runs)["checkpoint"].notna().any()
+        none = "this is of explained trials, and neither that nor a network to explain is kept here"
+        _tell(f"no trial is explained yet: python -m analysis explain {args.runs[0]}" if kept else none)
 
 
 def _check(chosen: Sequence[str], names: Sequence[str], option: str) -> None:

@@ -82,6 +82,7 @@ class RunLog:
     trials: dict[str, LoggedTrial] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     attempt: int = 0  # the last that was begun and has not said that it ended
+    last_error: str = ""  # of any trial
 
 
 def read_log(run: Path) -> RunLog:
@@ -190,9 +191,11 @@ def _read_event(event: dict[str, Any], read: RunLog) -> None:
         trial.ended = "completed"
     elif kind == "trial_failed":
         trial.ended, trial.error = "failed", event["error"]
+        read.last_error = str(event["error"])
         trial.faults.losses *= bool(event.get("lost"))
     elif kind in ("trial_retried", "trial_lost"):
         trial.started, trial.ended, trial.error = 0, "", event["error"]
+        read.last_error = str(event["error"])
         trial.faults.losses += kind == "trial_lost"
         trial.faults.failures += kind == "trial_retried"
 

@@ -115,7 +115,9 @@ def read_study(run: RunPath) -> dict[str, Any]:
         what = "is no run directory (study.yaml is missing)" if there else "no such run"
         raise RunError(f"{source(folder)}: {what}; python -m study list shows the runs") from error
     except NotADirectoryError as error:
-        raise RunError(f"{source(folder)}: is a file, no run directory; python -m study list shows the runs") from error
+        raise RunError(
+            f"{source(folder)}: is no run directory, but a file or in one; python -m study list shows the runs"
+        ) from error
     except Exception as error:  # values that are not what they look like raise errors of many kinds, as 2026-13-45 does
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RunError(f"{source(folder)}/study.yaml: cannot be read ({reason})") from error

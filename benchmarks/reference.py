@@ -1,7 +1,7 @@
 """The reference study on CIFAR-100, from the search to what is published of it in results/cifar100.
 
 python -m benchmarks.reference                    hours on two cores: results/cifar100/parts.csv says how many
-python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid or setups
+python -m benchmarks.reference --only grid        a part alone: search, tune, final, grid, setups, gpu-...
 python -m benchmarks.reference --only publish     tables, reports and figures of the parts that have ended
 
 What is published takes the place of what lies in results/cifar100. CIFAR-100 is read from (or downloaded into) data/,
@@ -47,7 +47,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "tune": ("--preset", "cifar100", "space={weight_decay: [0.0005, 0.03, 0.1, 0.2]}", "early_stopping=none",
              "max_epochs=9", "fixed.resolution=16", "fixed.label_smoothing=0.1", "fixed.batch_size=256",
              "fixed.width=32", "cpus_per_trial=1"),
-    # The winner of both, with seeds that had no part in choosing it, for longer and up to 28 pixels.
+    # The winner of both, with seeds that neither had, for longer and up to 28 pixels.
     "final": ("--preset", "cifar100", "space={seed: [1, 2, 3]}", "early_stopping=none", "max_epochs=14",
               "fixed.resolution=16,20,24,28", "fixed.label_smoothing=0.1", "fixed.batch_size=256", "cpus_per_trial=2"),
     # Would the full grid have told the same winner? Small enough to train all of it to the end.

@@ -169,6 +169,6 @@ def check_resumable(begun: Manifest, now: Manifest, run: Path, force: bool) -> l
         shown = "; ".join(serious[:5]) + (f" and {len(serious) - 5} more" if len(serious) > 5 else "")
         raise ManifestError(
             f"{source(run)}: results could differ from those that are there, for this has changed: {shown}; "
-            "take it back, or go on all the same with --force"
+            "take it back, or go on all the same with --force (python -m study resume, or confirm)"
         )
     return list(changes.values())

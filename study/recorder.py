@@ -41,7 +41,7 @@ MAX_TRACEBACK = 8000  # characters, of the end
 _GPU_FAILED = re.compile(
     r"CUDA (driver )?error: (CUBLAS_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)|an illegal (memory access|instruction)"
     r"|unspecified launch failure|misaligned address|uncorrectable|the launch timed out|hardware stack error"
-    r"|invalid program counter|device not ready|all CUDA-capable devices are busy|unknown error)"
+    r"|invalid program counter|device not ready|CUDA-capable device|no CUDA-capable device|initialization error|unknown error)"
     r"|cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
 )
 _COLOUR = re.compile(r"\x1b\[\d+m")
@@ -232,15 +232,19 @@ def _error_of(trial: Trial) -> Exception:
     Ray Tune pickles errors of tasks and actors alone. Any other is Ray's own, such as a node that died, and if the
     trial had one of its own before, that is what lies there.
     """
-    text = _HEADLINE.split(Path(trial.error_file).read_text())[-1].strip() if trial.error_file else ""
+    told = "no error was recorded"
+    if trial.error_file:
+        with Path(trial.error_file).open(newline="") as file:  # with all its carriage returns
+            told = file.read().removesuffix("\n")
+    last = _HEADLINE.split(told)[-1]
     if not trial.pickled_error_file:
-        return RayError(text or "no error was recorded")
+        return RayError(last)
     try:
-        with Path(trial.pickled_error_file).open("rb") as file:
-            error: Exception = ray.cloudpickle.load(file)
+        with Path(trial.pickled_error_file).open("rb") as pickled:
+            error: Exception = ray.cloudpickle.load(pickled)
     except Exception:  # of a class that is not here
-        return RuntimeError(text)
-    return error if str(error).strip() == text else RayError(text)
+        return RuntimeError(last)
+    return error if told.endswith(str(error)) else RayError(last)
 
 
 def _is_own(error: Exception) -> bool:

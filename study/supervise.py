@@ -11,7 +11,7 @@ from pathlib import Path
 
 from analysis.ray_session import ClusterError
 from analysis.remote import RemoteError, RunPath, TakenError, end_life, is_run_elsewhere, is_uri, show_life, source
-from analysis.run_log import load_faults
+from analysis.run_log import load_faults, read_log
 from analysis.study_file import RunError
 from analysis.trials import ENDED, load_trials
 from trainables.errors import UserError
@@ -176,6 +176,5 @@ def lost_trials(run: RunPath) -> list[str]:
 
 def _last_error(run: Path) -> str:
     with contextlib.suppress(RunError, OSError):
-        errors = load_trials(run)["error"].dropna()
-        return str(errors.iloc[-1]) if len(errors) else ""
+        return read_log(run).last_error
     return ""

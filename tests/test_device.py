@@ -55,6 +55,19 @@ def test_nonsense_device_is_refused(device, bare_machine):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "libc", "told"),
+    [
+        ("Linux", "x86_64", ("glibc", "2.36"), "Linux x86_64, glibc 2.36"),
+        ("Darwin", "arm64", ("", ""), "Darwin arm64"),
+    ],
+)
+def test_a_machine_is_told_by_its_kind(system, machine, libc, told, bare_machine, monkeypatch):
+    for name, value in (("system", system), ("machine", machine), ("libc_ver", libc)):
+        monkeypatch.setattr(f"platform.{name}", lambda value=value: value)
+    assert describe_machine()["system"] == told
+
+
 def test_a_gpu_whose_driver_is_too_old_is_not_asked_for_its_name(bare_machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as its driver's library has it
     assert describe_machine()["gpus"] == []

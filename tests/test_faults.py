@@ -160,6 +160,9 @@ def test_an_error_is_told_by_the_first_line_of_its_message(message, line):
         ("CUDA error: an illegal memory access was encountered", False),
         ("CUDA driver error: device not ready", False),
         ("CUDA error: uncorrectable ECC error encountered", False),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", False),
+        ("CUDA error: no CUDA-capable device is detected", False),
+        ("CUDA error: initialization error", False),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", False),
         ("CUDA error: device-side assert triggered", True),
@@ -185,7 +188,12 @@ def test_errors_that_ray_does_not_keep_are_its_own(tmp_path: Path, monkeypatch: 
         (of_ray(ValueError("a label of no class")), True, "ValueError: a label of no class"),
         (LocalRayletDiedError(), False, "The task's local raylet died."),
         (ActorDiedError(), False, "The actor died unexpectedly before finishing this task."),
-        (of_ray(ValueError("Failure # 3 of ours")), True, "ValueError: Failure # 3 of ours"),
+        (
+            of_ray(ValueError("Failure # 1 (occurred at noon)\nours")),
+            True,
+            "ValueError: Failure # 1 (occurred at noon)",
+        ),
+        (of_ray(ValueError("half\rways\r\n")), True, "ValueError: half"),
     ):
         trial.handle_error(error)
         found = study.recorder._error_of(trial)

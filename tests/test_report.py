@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from analysis import RunError, compare_recipes, load_trials, read_study, top_trials, write_report
+from analysis.__main__ import main
 from analysis.explanations import Explanation, explain_trials, load_measures, load_test_data
 from analysis.report import _headline
 from analysis.tables import interval, percent
@@ -349,6 +350,19 @@ def test_a_report_says_how_many_trials_were_tested_whoever_did_it(run: Path) -> 
     html = write_report([run], top=0).read_text()
     assert "was measured for 2 of 4 trials" in html
     assert "were read for 2 of 4 trials, by the report or by python -m analysis explain" in html
+    assert "are not kept here" not in html
+
+
+def test_a_report_says_which_networks_are_gone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a run that was published without its weights."""
+    explain_trials(run, top_trials(load_trials(run), 2), load_test_data(run), "cpu")
+    assert main(["report", str(run), "--top", "0"]) == 0
+    assert f"python -m explain {run} --images" in capsys.readouterr().out
+    shutil.rmtree(run / "tune")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: open {run / 'report/report.html'}"
+    html = (run / "report/report.html").read_text()
+    assert "The networks of 2 of these trials are not kept here: of them no maps are shown." in html
 
 
 def test_a_report_stays_inside_its_directory(run: Path, tmp_path: Path) -> None:

@@ -287,9 +287,13 @@ def test_trials_that_are_given_up_as_lost_are_no_progress(study):
 @pytest.mark.parametrize("outcome", ["lost", "alone"])
 def test_a_study_that_gives_up_says_what_its_trials_met(outcome, study):
     one = study(*[outcome] * 10)
+    settings = TrialSettings(max_epochs=100).model_dump()
+    asked = [{"trial_id": name, "settings": settings} for name in "ab"]
+    (one.run / "manifest.json").write_text(json.dumps({"trials": asked}))
+    befell = (("trial_failed", "b", "ValueError: long ago"), ("trial_lost", "a", "OSError: the storage is away"))
     with (one.run / "events.jsonl").open("a") as out:
-        line = {"event": "trial_lost", "trial_id": "a", "error": "OSError: the storage is away"}
-        out.write(json.dumps(line) + "\n")
+        for kind, name, error in befell:
+            out.write(json.dumps({"event": kind, "trial_id": name, "error": error}) + "\n")
     assert "(OSError: the storage is away)" in gives_up(one)
 
 

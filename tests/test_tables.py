@@ -1,6 +1,7 @@
 """Tables as files, and what the commands that write them do with options and runs they cannot use."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,22 @@ def test_a_format_asked_for_goes_before_the_ending_of_the_file(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["predictions", "measures", "trials"])
 def test_where_no_trial_is_explained_it_is_said_how(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([name, str(unfinished(tmp_path / "run"))]) == 0
-    assert ("python -m analysis explain RUN" in capsys.readouterr().err) == (name != "trials")
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("explanations"))
+    asked = [name, str(run), "--columns", "trial_id"]
+    assert main(asked) == 0
+    assert (f"python -m analysis explain {run}\n" in capsys.readouterr().err) == (name != "trials")
+    shutil.rmtree(run / "tune")
+    assert main(asked) == 0
+    assert ("nor a network to explain is kept here" in capsys.readouterr().err) == (name != "trials")
 
 
 def test_a_file_is_no_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").touch()
     assert main(["trials", str(tmp_path / "notes.txt")]) == 2
-    assert "notes.txt: is a file, no run directory" in capsys.readouterr().err
+    assert "notes.txt: is no run directory, but a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--columns=", "--columns=status,,lr", "--query=", "--sort=", "--sort=-"])
