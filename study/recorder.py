@@ -41,7 +41,7 @@ MAX_TRACEBACK = 8000  # characters, of the end
 _GPU_FAILED = re.compile(
     r"CUDA (driver )?error: (CUBLAS_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)|an illegal (memory access|instruction)"
     r"|unspecified launch failure|misaligned address|uncorrectable|the launch timed out|hardware stack error"
-    r"|invalid program counter|device not ready|CUDA-capable device|no CUDA-capable device|initialization error|unknown error)"
+    r"|invalid program counter|device not ready|(no )?CUDA-capable device|initialization error|unknown error)"
     r"|cuDNN error: CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)"
 )
 _COLOUR = re.compile(r"\x1b\[\d+m")
