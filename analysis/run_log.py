@@ -169,6 +169,7 @@ def _read_event(event: dict[str, Any], read: RunLog) -> None:
     if kind == "trial_started" and trial_id not in read.trials and _is_id(trial_id):
         read.trials[trial_id] = LoggedTrial(trial_id, dict(event["settings"]))
     trial = read.trials[trial_id]
+    read.last_error = str(event.get("error", read.last_error))
     if trial.spans and kind in _OUTCOMES and is_number(event.get("time")):
         span = trial.spans[-1]
         span.end, span.host = event["time"], str(event.get("host") or span.host)
@@ -191,11 +192,9 @@ def _read_event(event: dict[str, Any], read: RunLog) -> None:
         trial.ended = "completed"
     elif kind == "trial_failed":
         trial.ended, trial.error = "failed", event["error"]
-        read.last_error = str(event["error"])
         trial.faults.losses *= bool(event.get("lost"))
     elif kind in ("trial_retried", "trial_lost"):
         trial.started, trial.ended, trial.error = 0, "", event["error"]
-        read.last_error = str(event["error"])
         trial.faults.losses += kind == "trial_lost"
         trial.faults.failures += kind == "trial_retried"
 

@@ -19,6 +19,7 @@ class EventLog:
     ``rung``, ``cutoff`` and ``stop``; ``passed_over``, why checkpoints could not be gone on from), ``trial_ended``,
     ``trial_retried`` (error of the trial, which is begun again), ``trial_lost`` (error of its worker, node, storage or
     GPU: it is begun again), ``trial_failed`` (error; whether it was lost once too often, which resume tries again).
+    Beside an error that a worker raised stands its ``traceback``.
     """
 
     def __init__(self, run: Path) -> None:

@@ -19,7 +19,7 @@ import yaml
 from analysis.compare import top_configurations
 from analysis.ray_session import ClusterError, ray_session
 from analysis.remote import RunPath, copy_of, exists, is_held, is_uri, local_run, show_life
-from analysis.run_log import load_faults, open_attempt
+from analysis.run_log import open_attempt
 from analysis.study_file import read_study
 from analysis.trials import ENDED, load_trials, settings_of
 from study.attempt import run_attempt
@@ -36,7 +36,7 @@ from study.manifest import (
 from study.resources import check_storage_is_shared, share_out
 from study.settings import StudySettings, check_settings
 from study.space import fixed_settings, list_trials
-from study.supervise import Interruption, StudyError, holding, interruptible, supervise
+from study.supervise import Interruption, StudyError, holding, interruptible, lost_trials, supervise
 from study.upload import Uploads
 from trainables.data import ImageData, load_data, stratified_split
 from trainables.device import DeviceError, describe_machine, resolve_device
@@ -143,9 +143,8 @@ def _go_on(
         begun = read_manifest(folder)
         changes = check_resumable(begun, now, folder, force)
         begun = _with_confirmations(begun, folder, run, confirmations(load_trials(folder).query("phase == 'search'")))
-        trials, faults = load_trials(folder), load_faults(folder)
-        failed = trials[trials["status"] == "failed"]
-        lost = failed[[faults[name].losses > 0 for name in failed["trial_id"]]]
+        trials = load_trials(folder)
+        lost = trials[trials["trial_id"].isin(lost_trials(folder))]
         if lost.empty and trials["status"].isin(ENDED).all():
             if is_uri(run):  # what could not be sent when it ended
                 with Uploads(folder, str(run), interruption):

@@ -121,7 +121,5 @@ def describe_machine() -> dict[str, Any]:
     # Where the driver is too old for torch, GPUs are counted that cannot be asked.
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(count)]
-    system = ", ".join(
-        filter(None, [f"{platform.system()} {platform.machine()}", " ".join(platform.libc_ver()).strip()])
-    )
+    system = f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".rstrip(", ")
     return {"system": system, "processor": processor, "cores": os.cpu_count(), "gpus": gpus}
