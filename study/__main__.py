@@ -242,7 +242,7 @@ def _list(args: argparse.Namespace) -> int:
                 "state": state,
                 "dataset": study["settings"].get("dataset"),
                 "trials": f"{ended.sum()}/{len(trials)}",
-                "best val. accuracy": f"{trials['val_accuracy'].max():.4f}",
+                "best val. accuracy": trials["val_accuracy"].max(),
                 "begun": study.get("created"),
             }
         )

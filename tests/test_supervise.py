@@ -307,6 +307,15 @@ def test_what_was_given_up_as_lost_can_be_gone_on_with(study, capsys):
     assert f"or python -m study resume {one.run}, which tries what was lost again" in capsys.readouterr().out
 
 
+def test_what_has_no_epoch_is_listed_without_an_accuracy(study, capsys):
+    one = study()
+    assert main(["list", str(one.run.parent)]) == 0
+    assert "nan" not in capsys.readouterr().out.split()
+    one.end_epoch()
+    assert main(["list", str(one.run.parent)]) == 0
+    assert "0.5" in capsys.readouterr().out.splitlines()[1].split()
+
+
 def test_epochs_of_an_earlier_run_are_no_progress(study):
     one = study(*["a fault"] * 10)
     for _ in range(5):
