@@ -31,18 +31,13 @@ def heatmap(heat: NDArray[np.floating], size: int = 128) -> Picture:
 
 
 def overlay(image: Picture, heat: NDArray[np.floating], size: int = 128) -> Picture:
-    """Return a picture (H, W, 3) with a map laid over it, uint8 (size, size, 3).
+    """Return a picture (H, W, 3) in grey with a map (h, w) laid over it in colours, half of each.
 
-    Where the map is low the picture is dark and grey; where it is high the picture shows its colours, in a warm light.
+    Colours are those of :func:`heatmap`, and tell the map even where the picture is dark. uint8 (size, size, 3).
     """
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    colour = np.asarray(resized, dtype=np.float64) / 255
-    grey = np.asarray(resized.convert("L"), dtype=np.float64)[..., None] / 255
-    strength = _resize(scale(heat), size)[..., None]
-    light = np.array([1.0, 0.75, 0.2])
-    lit = 0.75 * colour + 0.25 * light
-    blended = (1 - strength) * 0.35 * grey + strength * lit
-    return np.asarray((np.clip(blended, 0, 1) * 255).round(), dtype=np.uint8)
+    grey = Image.fromarray(image).convert("L").resize((size, size), Image.Resampling.BICUBIC)
+    blended = (np.asarray(grey, dtype=np.float64)[..., None] + heatmap(heat, size)) / 2
+    return np.asarray(blended.round(), dtype=np.uint8)
 
 
 def _resize(heat: NDArray[np.float64], size: int) -> NDArray[np.float64]:
