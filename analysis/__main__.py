@@ -267,7 +267,7 @@ def _table(args: argparse.Namespace) -> None:
         _check(chosen, names, "--columns")
         table = table[chosen]
     elif fmt == "table" and telling:
-        table = table[[name for name in telling if name in names and table[name].notna().any()]]
+        table = table[[name for name in telling if name in names and (table.empty or table[name].notna().any())]]
     part_of_claims = args.command == "claims" and (args.query or args.sort)  # some of the rows decide nothing
     unasked = args.columns is None and not part_of_claims and not (args.query and table.empty)
     if fmt == "table" and args.command in AS_LINES and unasked:

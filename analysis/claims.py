@@ -192,8 +192,9 @@ def decide(
         One row a comparison: ``claim``, ``verdict`` (of the whole claim), ``of``, ``measure``, ``than``, ``below``,
         ``by``, ``control``, ``difference`` (mean, of ``of`` minus ``than``), ``low``, ``high`` (over images by the
         paired bootstrap, over seeds by Student's t), ``holds`` (``yes``, ``no``, ``open``), ``n`` and ``unit``
-        (``images`` or ``seeds``), ``num_networks``, ``epoch`` (at which trials were compared, if before their end),
-        ``reason`` (why it could not be made, or is open whatever the numbers are).
+        (``images``, which in grid pointing stand for the grids that they come first in, or ``seeds``),
+        ``num_networks``, ``epoch`` (at which trials were compared, if before their end), ``reason`` (why it could not
+        be made, or is open whatever the numbers are).
 
     Raises:
         RunError: if a claim asks for what is no column, or the trials are of runs that cannot stand beside each other.
@@ -259,7 +260,8 @@ def _compare_trials(comparison: TrialComparison, trials: pd.DataFrame, epochs: p
     if trials.empty:
         return {"reason": "no trials were given"}
     sides = []
-    for name in (comparison.of, comparison.than):
+    names = (comparison.of, comparison.than)
+    for name in names:
         query = KINDS.get(name, name)
         try:
             chosen = trials.query(query)
@@ -276,13 +278,17 @@ def _compare_trials(comparison: TrialComparison, trials: pd.DataFrame, epochs: p
         return {"reason": "the trials were to last for different numbers of epochs"}
     sides = [side[side["max_epochs"] == max(budgets)] for side in sides]
     epoch = None
-    if any(best_configuration(side).empty for side in sides):
-        if epochs is None:
-            return {"reason": "no configuration was trained to the end, and no epochs were given"}
-        # Where a kind has no trial that decides, it has no configuration to speak for it either.
+    if silent := _without_configuration(names, sides):
         reached = [common_epoch(side) for side in sides]
-        epoch = None if None in reached else min(filter(None, reached))
-        sides = [side.head(0) if epoch is None else at_epoch(side, epochs, epoch) for side in sides]
+        if epochs is None or None in reached:
+            more = ", and no epochs were given" if epochs is None else ""
+            return {
+                "reason": f"no configuration of the kind {silent[0]} was trained to the end with all its seeds{more}"
+            }
+        epoch = min(filter(None, reached))
+        sides = [at_epoch(side, epochs, epoch) for side in sides]
+        if silent := _without_configuration(names, sides):
+            return {"reason": f"no configuration of the kind {silent[0]} reached epoch {epoch} with all its seeds"}
     if any(measure not in side for side in sides):
         return {"reason": f"{measure} is not known of trials that can be compared"}
     best = [best_over_seeds(side, measure) for side in sides]
@@ -293,3 +299,8 @@ def _compare_trials(comparison: TrialComparison, trials: pd.DataFrame, epochs: p
     reason = "one seed" if math.isnan(low) else None
     made = {"difference": mean, "low": low, "high": high, "holds": holds, "n": n, "unit": "seeds", "reason": reason}
     return {**made, "num_networks": sum(map(len, best)), "epoch": epoch}
+
+
+def _without_configuration(names: Sequence[str], sides: Sequence[pd.DataFrame]) -> list[str]:
+    """Return the kinds of trials for which no configuration speaks."""
+    return [name for name, side in zip(names, sides, strict=True) if best_configuration(side).empty]

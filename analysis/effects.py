@@ -36,8 +36,9 @@ def at_common_epoch(trials: pd.DataFrame, epochs: pd.DataFrame) -> tuple[pd.Data
         epochs: as :func:`analysis.load_epochs` does, of the same runs.
 
     Returns:
-        The trials that reached it, and those that diverged, with accuracy 0. Where every trial was trained to the same
-        end, their own best epoch counts, and the epoch is None.
+        The trials that reached it, and those that diverged, with accuracy 0; none whose value of a hyperparameter that
+        varies is not known. Where every trial was trained to the same end, their own best epoch counts, and the epoch
+        is None.
     """
     searched = by_budget(trials)[0]
     searched = searched[searched["phase"] == "search"]
@@ -48,7 +49,8 @@ def at_common_epoch(trials: pd.DataFrame, epochs: pd.DataFrame) -> tuple[pd.Data
         epoch, then = None, searched.copy()
     diverged = searched["status"].to_numpy() == "diverged"
     then.loc[diverged, "val_accuracy"] = 0.0
-    return then[(diverged | (then["status"] == "completed").to_numpy()) & then["val_accuracy"].notna()], epoch
+    then = then[(diverged | (then["status"] == "completed").to_numpy()) & then["val_accuracy"].notna()]
+    return then.dropna(subset=varied_hyperparameters(then)), epoch
 
 
 def isolation(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +85,7 @@ def isolation(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
         table = cells.unstack(name)  # noqa: PD010
         blocks = table.dropna()
         above = blocks.sub(blocks.mean(axis=1), axis=0)
-        by_seed = then.groupby([*others[:-1], name], observed=True, dropna=False)["val_accuracy"].mean()
+        by_seed = then.groupby([*others[:-1], name], observed=True)["val_accuracy"].mean()
         best = by_seed.groupby(level=name).max()
         for value in table.columns:
             effect, low, high = mean_interval(above[value].to_numpy())

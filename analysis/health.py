@@ -18,6 +18,8 @@ def search_space_health(trials: pd.DataFrame, num_val_images: int) -> pd.DataFra
 
     - ``edge``: the best configuration has the least or greatest value tried of a number, so better ones may lie beyond
       (Godbole et al., Deep Learning Tuning Playbook, 2023).
+    - ``unknown``: trials whose value of a hyperparameter that varies is missing or cannot be read, so that nothing is
+      compared with them.
     - ``not tried``: no trial with a value was trained to the end, though all have ended.
     - ``chance``: the best recipe cannot be told from another one, and how many seeds that would take: with so many, a
       difference as large as the one seen would be found in four of five studies.
@@ -27,13 +29,23 @@ def search_space_health(trials: pd.DataFrame, num_val_images: int) -> pd.DataFra
         num_val_images: images behind each validation accuracy.
 
     Returns:
-        ``warning``, ``hyperparameter`` and ``value`` (missing for ``chance``), and ``text``: the whole sentence.
+        ``warning``, ``hyperparameter`` and ``value`` (missing where there is none), and ``text``: the whole sentence.
     """
     trials = trials[trials["seed"].notna()]  # a search that chooses as it goes has trials without settings yet
     if "run" in trials:  # the same settings may have been run twice
         trials = trials.assign(trial_id=trials["run"] + "/" + trials["trial_id"])
-    rows = [*_edges(trials), *_not_tried(trials), *_chance(trials, num_val_images)]
+    rows = [*_unknown(trials), *_edges(trials), *_not_tried(trials), *_chance(trials, num_val_images)]
     return pd.DataFrame(rows, columns=list(HEALTH_COLUMNS)).astype(HEALTH_COLUMNS)
+
+
+def _unknown(trials: pd.DataFrame) -> list[dict[str, str]]:
+    rows = []
+    for name in varied_hyperparameters(trials):
+        if count := int(trials[name].isna().sum()):
+            which = f"{count} trials have" if count > 1 else "A trial has"
+            text = f"{which} no {name} that can be read: nothing here is compared with {'them' if count > 1 else 'it'}."
+            rows.append({"warning": "unknown", "hyperparameter": name, "text": text})
+    return rows
 
 
 def _edges(trials: pd.DataFrame) -> list[dict[str, str]]:

@@ -48,25 +48,27 @@ SHARES = {
 
 
 def looks_at(best: Explanation, data: ImageData) -> str:
-    """Say where the maps of one network lie."""
+    """Say where the maps of one network lie, with 95 % intervals over images."""
 
     def share(name: str, measure: str) -> str:
         table = best.measures
         values = table[(table["map"] == name) & (table["measure"] == measure)]["value"].to_numpy()
         return interval(*bootstrap_interval(values)) if len(values) else ""
 
+    of = f"network {best.trial_id}; intervals over images"
     if data.masks is not None:
         cam, saliency = (share(name, "energy_on_object") for name in OWN[::-1])
         area = percent(float(data.masks[best.indices].mean()))
         return (
-            f"{cam} of its Grad-CAM and {saliency} of its saliency lie on the object, which covers {area} of the image."
+            f"{cam} of its Grad-CAM and {saliency} of its saliency lie on the object, which covers {area} of the image "
+            f"({of})."
         )
     cam, saliency = (share(name, "grid_pointing") for name in OWN[::-1])
     if not cam:
         return ""
     return (
         f"of four images in one, {cam} of its Grad-CAM and {saliency} of its saliency lie on the one whose class is "
-        "explained; by chance that is 25 %."
+        f"explained; by chance that is 25 % ({of})."
     )
 
 

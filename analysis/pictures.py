@@ -1,15 +1,11 @@
 """The figures of a report, each with what stands below it and what it shows for those who cannot see it."""
 
 import base64
-import contextlib
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import pandas as pd
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from analysis import figures, image_figures, search_figures
@@ -19,14 +15,12 @@ from analysis.explanations import Explanation
 from analysis.predictions import calibration, confusion
 from analysis.tables import percent
 from analysis.trials import varied
+from explain.render import any_script
 from trainables.data import ImageData
 
 PANEL_RIGHT, PANEL_WRONG = 5, 3
 PANEL_NETWORKS = 4  # side by side; more would not be legible
 MAX_CONFUSED = 30  # classes whose names can be read at the axes
-# Names of classes may be in any script; those of these fonts that are there fill in what DejaVu lacks.
-_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans",
-          "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Devanagari")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,15 +42,8 @@ class Picture:
 class _Album(dict[str, Picture]):
     def put(self, name: str, title: str, caption: str, alt: str, figure: Figure) -> None:
         buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # no such font here: a box
-            figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png")
         self[name] = Picture(name, title, caption, alt, buffer.getvalue())
-
-
-def _fonts() -> contextlib.AbstractContextManager[None]:
-    there = set(font_manager.get_font_names())
-    return matplotlib.rc_context({"font.family": [name for name in _FONTS if name in there]})
 
 
 def _after(table: pd.DataFrame) -> str:
@@ -78,7 +65,7 @@ def make_pictures(
     album = _Album()
     searched = by_budget(trials)[0].query("phase == 'search'")
     seen = searched[searched["val_accuracy"].notna()]
-    with _fonts():
+    with any_script():
         best = recipes.iloc[0]
         album.put(
             "accuracy",
@@ -207,7 +194,7 @@ def make_image_pictures(
     names = [recipe_name(trial, columns) for trial in networks]
     notes = [_panel_note(trial, columns, explanation) for trial, explanation in zip(networks, shown, strict=True)]
     positions = image_figures.choose_images(shown[0], PANEL_RIGHT, PANEL_WRONG)
-    with _fonts():
+    with any_script():
         album.put(
             "panel",
             "What the networks look at",

@@ -250,15 +250,24 @@ def _headline(
         second = recipes.iloc[1]
         gap = 100 * (first["val_accuracy"] - second["val_accuracy"])
         by = f"{gap:.1f} points of validation accuracy ahead of the next recipe, {second['recipe']}"
-        if gap < 0:  # what was confirmed, and what was trained to the end, goes before
-            lacks = "trained to the end with all its seeds" if second["censored"] else "confirmed"
-            by = f"The next recipe, {second['recipe']}, shows {-gap:.1f} points more, but was not {lacks}"
+        if gap < 0:
+            by = f"The next recipe, {second['recipe']}, {_shows_more(second, -gap)}"
         by += _difference(first, second, explanations, trials) + "."
+        further = recipes.iloc[recipes["val_accuracy"].argmax()]
+        if (more := 100 * (further["val_accuracy"] - first["val_accuracy"])) > max(0, -gap):
+            by += f" Further behind, {further['recipe']} {_shows_more(further, more)}."
     if first["censored"]:
         ended = trials.set_index("trial_id").loc[list(first["trial_ids"])]["status"] == "completed"
-        those = "those that were not stopped, which flatters it" if ended.all() else "unfinished trainings"
+        those = "those that were, which may flatter it" if ended.all() else "unfinished trainings"
         sure += f" No recipe was trained to the end with all its seeds: these figures are of {those}."
     return {"won": won, "reached": reached + ".", "by": by, "sure": sure}
+
+
+def _shows_more(behind: pd.Series, points: float) -> str:
+    """Say why a recipe stands behind one that it seems to beat: what was confirmed, or trained to the end, does not."""
+    seeds, asked = behind["num_seeds"], behind["num_seeds_asked"]
+    lacks = "trained to the end with all its seeds" if behind["censored"] else "confirmed"
+    return f"shows {points:.1f} points more, but was not {lacks}" + (f" ({seeds} of {asked})" if seeds < asked else "")
 
 
 def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Explanation], trials: pd.DataFrame) -> str:

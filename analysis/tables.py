@@ -25,6 +25,8 @@ def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
         if pd.isna(value):  # type: ignore[call-overload]
             return ""
         if isinstance(value, float):
+            if 1000 <= abs(value) < 1e9:
+                return f"{value:.0f}"
             return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 100 else f"{value:.4f}".rstrip("0").rstrip(".")
         text = str(value)
         return text if len(text) <= max_width else text[: max_width - 1] + "…"

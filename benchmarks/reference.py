@@ -16,6 +16,7 @@ import argparse
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,22 +167,29 @@ def publish(data_dir: Path | None) -> None:
 
 
 def publish_part(run: Path, copy: Path, data_dir: Path | None) -> None:
-    """Explain a part's networks, and copy all of it but weights, maps and predictions; its report stands beside it."""
+    """Explain a part's networks, and copy all of it but weights, maps and predictions; its report stands beside it.
+
+    What was published of it before is there until all of it is written.
+    """
     trials = load_trials(run)
     kept = trials[trials["checkpoint"].notna()]
     if run.name in ALL_EXPLAINED:
         explain_trials(run, kept, load_test_data(run, data_dir), tell=print)
-    shutil.rmtree(copy, ignore_errors=True)  # also what was explained of trials before these
-    write_report([run], copy, data_dir=data_dir, tell=print).unlink()  # report.md has the same
-    if (panel := copy / "figures" / "panel.png").exists():
-        shrink_panel(panel)
-    for name in (*KEPT, MEASURES) if run.name in ALL_EXPLAINED else KEPT:
-        for file in run.glob(name):
-            there = copy / file.relative_to(run)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, there)
-    for file in copy.glob(MEASURES):
-        shrink_measures(file)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copy.parent) as folder:
+        new = Path(folder) / copy.name
+        write_report([run], new, data_dir=data_dir, tell=print).unlink()  # report.md has the same
+        if (panel := new / "figures" / "panel.png").exists():
+            shrink_panel(panel)
+        for name in (*KEPT, MEASURES) if run.name in ALL_EXPLAINED else KEPT:
+            for file in run.glob(name):
+                there = new / file.relative_to(run)
+                there.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, there)
+        for file in new.glob(MEASURES):
+            shrink_measures(file)
+        shutil.rmtree(copy, ignore_errors=True)
+        new.rename(copy)
 
 
 def shrink_panel(panel: Path) -> None:

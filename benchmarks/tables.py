@@ -36,13 +36,17 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     print(pd.DataFrame(rows).to_string(index=False) if rows else "not on this machine", flush=True)
 
 
+def where() -> dict[str, Any]:
+    """Return the machine and the versions, which figures depend on."""
+    versions = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "ray")}}
+    return {"machine": describe_machine(), "versions": versions}
+
+
 def save(file: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """Put rows into a JSON file under their name, beside what stands there, with where and when they were measured."""
     if not rows:
         return
     content = json.loads(file.read_text()) if file.exists() else {}
-    versions = {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision", "ray")}}
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    content[name] = {"date": day, "machine": describe_machine(), "versions": versions, "rows": rows}
+    content[name] = {"date": time.strftime("%Y-%m-%d", time.gmtime()), **where(), "rows": rows}
     file.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {file}")

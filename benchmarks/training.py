@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.tables import run_main, save, show
+from benchmarks.tables import run_main, save, show, where
 from trainables import (
     ImageData,
     TrialSettings,
@@ -320,8 +320,12 @@ def run_recipe(name: str, seed: int, data_dir: Path, device: str) -> dict[str, A
 
 
 def accuracy(data_dir: Path, device: str, seeds: int, names: list[str], file: Path) -> Rows:
-    """Train each recipe with each seed, each in a fresh process; those already in the file are not run again."""
-    rows: Rows = json.loads(file.read_text()).get("accuracy", {}).get("rows", []) if file.exists() else []
+    """Train each recipe with each seed, each in a fresh process, and save after each.
+
+    Those of this machine and its versions that are already in the file are not run again; those of another give way.
+    """
+    have = json.loads(file.read_text()).get("accuracy", {}) if file.exists() else {}
+    rows: Rows = have["rows"] if {name: have.get(name) for name in ("machine", "versions")} == where() else []
     for name in names:
         for seed in range(seeds):
             if not any(_is_of(row, name, seed) for row in rows):
@@ -402,7 +406,8 @@ def main() -> None:
             missed = [row for row in rows if name == "accuracy" and row["test_accuracy"] < float(row["recipe"])]
             if missed:
                 print(f"below their name: {', '.join(sorted({row['recipe'] for row in missed}))}")
-            save(file, name, rows)
+            if name != "accuracy":  # those are saved as they come
+                save(file, name, rows)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,15 @@ def _checkpoint(run: RunPath, trial_id: str | None) -> Path:
     usable = trials[trials["checkpoint"].notna()]
     if usable.empty:
         raise UserError(f"{run}: no trial has a checkpoint here")
+    have = ", ".join(usable["trial_id"])
     if trial_id is None:
-        return Path(top_trials(trials, 1)["checkpoint"].iloc[0])
+        best = top_trials(trials, 1)
+        if best.empty:  # all fresh seeds diverged of what was confirmed
+            raise UserError(f"{run}: no configuration has a network that speaks for it; with --trial one of {have}")
+        return Path(best["checkpoint"].iloc[0])
     found = usable[usable["trial_id"] == trial_id]
     if found.empty:
-        raise UserError(f"--trial {trial_id!r}: no trial with a checkpoint; there are {', '.join(usable['trial_id'])}")
+        raise UserError(f"--trial {trial_id!r}: no trial with a checkpoint; there are {have}")
     return Path(found["checkpoint"].iloc[0])
 
 

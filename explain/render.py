@@ -1,15 +1,21 @@
 """Maps as pictures for people: scaled one by one, which is right for looking and wrong for comparing magnitudes."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 Picture = NDArray[np.uint8]
+# Names of classes may be in any script; those of these fonts that are there fill in what DejaVu lacks.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans",
+          "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic", "Noto Sans Devanagari")  # fmt: skip
 
 
 def scale(heat: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -45,6 +51,16 @@ def _resize(heat: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return np.clip(np.asarray(resized, dtype=np.float64), 0.0, 1.0)
 
 
+@contextlib.contextmanager
+def any_script() -> Iterator[None]:
+    """Draw and save figures whose text may be in any script; what no font here has is a box, without a warning."""
+    there = set(font_manager.get_font_names())
+    with matplotlib.rc_context({"font.family": [name for name in _FONTS if name in there]}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+@any_script()
 def save_explanation(
     file: Path,
     image: Picture,

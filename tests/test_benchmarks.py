@@ -5,7 +5,9 @@ import re
 import shlex
 import shutil
 from importlib.metadata import version
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from benchmarks import explain as explaining
 from study import load_settings
 from study.space import list_trials
 from trainables import ImageData, ResNet18, TrialSettings, load_data
+from trainables.data import DataError
 from trainables.errors import UserError
 from trainables.setups import FORWARDS
 
@@ -69,6 +72,24 @@ def test_a_recipe_is_run_again_only_if_it_changed():
     older = {**row, "settings": {k: v for k, v in row["settings"].items() if k != "cutout"} | {"mixing": "none"}}
     assert training._is_of(older, "0.71", 0)
     assert not training._is_of({**row, "settings": row["settings"] | {"lr": 0.02}}, "0.71", 0)
+
+
+def test_recipes_of_another_machine_are_run_anew(monkeypatch, tmp_path):
+    file, ran = tmp_path / "training.cpu.json", []
+
+    def run_recipe(name, seed, *ignored):
+        ran.append(seed)
+        return {"recipe": name, "seed": seed, "settings": training._settings(name, seed).model_dump()}
+
+    monkeypatch.setattr(training, "run_recipe", run_recipe)
+    monkeypatch.setattr(training.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=ThreadPool))
+    for seeds in (1, 2):
+        assert len(training.accuracy(tmp_path, "cpu", seeds, ["0.71"], file)) == seeds
+    assert ran == [0, 1]
+    monkeypatch.setattr(tables, "describe_machine", lambda: {"processor": "another"})
+    assert [row["seed"] for row in training.accuracy(tmp_path, "cpu", 1, ["0.71"], file)] == [0]
+    assert ran == [0, 1, 0]
+    assert json.loads(file.read_text())["accuracy"]["machine"] == {"processor": "another"}
 
 
 def test_speeds_on_record_are_of_the_recipes_as_they_are():
@@ -344,6 +365,21 @@ def test_while_a_part_is_run_again_what_was_published_of_it_stands(places):
     reference.publish(None)
     assert pd.read_csv(published / "parts.csv")["part"].to_list() == ["search", "grid"]
     assert (published / "early_stopping.csv").exists()
+
+
+def test_a_part_that_cannot_be_published_anew_stays_as_it_was(places, monkeypatch):
+    runs, published = places
+    shutil.copytree(DEMO, published / "search")
+    shutil.copytree(DEMO, runs / "search")
+    before = sorted(published.rglob("*"))
+
+    def moved(*ignored, **options):
+        raise DataError("no such directory")
+
+    monkeypatch.setattr(reference, "write_report", moved)
+    with pytest.raises(DataError):
+        reference.publish(None)
+    assert sorted(published.rglob("*")) == before
 
 
 def confirm(run, accuracies):

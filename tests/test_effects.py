@@ -225,6 +225,12 @@ def test_what_was_drawn_from_a_range_is_left_out_and_leaves_no_blocks():
     assert found["best"].to_list() == pytest.approx([0.98, 0.99])
 
 
+def test_a_trial_whose_value_is_not_known_is_left_out_and_the_others_have_effects():
+    known = [{"lr": lr, "width": width} for lr in (0.1, 0.01) for width in (8, 16)]
+    trials = table(*known, {"lr": NAN, "width": 8, "val_accuracy": 0.9})
+    pd.testing.assert_frame_equal(isolation(trials, NO_EPOCHS), isolation(table(*known), NO_EPOCHS))
+
+
 def test_values_are_told_as_text():
     rows = [{"lr": lr, "normalize": on} for lr in (0.1, 1e-5) for on in (True, False)]
     found = isolation(table(*rows), NO_EPOCHS)

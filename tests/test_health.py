@@ -57,6 +57,13 @@ def test_a_value_that_always_diverged_is_known_for_what_it_is():
     assert warned(table(*rows), "not tried") == []
 
 
+def test_trials_whose_value_is_not_known_are_told_of():
+    rows = [{"lr": 0.1}, {"lr": 0.01}, {"lr": float("nan"), "val_accuracy": 0.9}]
+    one, two = (warned(table(*rows, *rows[2:] * more), "unknown") for more in (0, 1))
+    assert one == ["A trial has no lr that can be read: nothing here is compared with it."]
+    assert two == ["2 trials have no lr that can be read: nothing here is compared with them."]
+
+
 @pytest.mark.parametrize("status", ["pending", "running", "completed"])
 def test_a_value_that_still_may_be_trained_to_the_end_is_not_warned_of(status):
     rows = [{"optimizer": o, "lr": lr} for o in ("sgd", "adam") for lr in (0.1, 0.01)]

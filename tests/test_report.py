@@ -320,15 +320,22 @@ def test_the_winner_is_explained_first_whoever_has_the_best_trials() -> None:
         ),
         (
             [("adam", 0, 0.875, "search"), ("adam", 1, 0.25, "search"), ("sgd", 0, 0.625, "search")],
-            "The next recipe, adam, shows 25.0 points more, but was not trained to the end with all its seeds; no "
-            "verdict, for not all of their trials were trained to the end.",
+            "The next recipe, adam, shows 25.0 points more, but was not trained to the end with all its seeds "
+            "(1 of 2); no verdict, for not all of their trials were trained to the end.",
+            "One seed. ",
+        ),
+        (
+            [("adam", 0, 0.625, "search"), ("sgd", 0, 0.5625, "search"), ("muon", 0, 0.875, "search"),
+             ("muon", 1, 0.25, "search")],
+            "6.2 points of validation accuracy ahead of the next recipe, sgd. Further behind, muon shows 25.0 points "
+            "more, but was not trained to the end with all its seeds (1 of 2).",
             "One seed. ",
         ),
         (
             [("adam", 0, 0.75, "search"), ("adam", 1, 0.875, "search"), ("adam", 2, 0.25, "search")],
             "There is no other recipe to compare with.",
             "Mean of 2 of 3 seeds; the 95 % interval is over seeds. No recipe was trained to the end with all its "
-            "seeds: these figures are of those that were not stopped, which flatters it.",
+            "seeds: these figures are of those that were, which may flatter it.",
         ),
         (
             [("adam", 0, 0.5, "search"), ("adam", 1, 0.25, "search")],

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from test_compare import table
 from test_predictions import make_run
 
 from analysis.__main__ import TABLES, main
-from analysis.tables import write_table
+from analysis.tables import as_text, write_table
+from explain.__main__ import main as explain
 from trainables import TrialSettings
 
 NAN = float("nan")
@@ -57,6 +59,11 @@ def test_json_without_rows_is_an_empty_list(tmp_path: Path) -> None:
     assert as_json(pd.DataFrame({"x": []}), tmp_path / "t.json") == []
 
 
+def test_text_has_seconds_in_whole_ones_and_shares_with_four_digits() -> None:
+    values = pd.DataFrame({"x": [14_400.25, 1e12, 123.456, 0.71234, 2e-5]})
+    assert as_text(values).split() == ["x", "14400", "1e+12", "123.5", "0.7123", "2e-05"]
+
+
 # --- commands ---
 
 
@@ -94,6 +101,24 @@ def test_recipes_of_a_run_with_nothing_finished_are_refused_in_a_sentence(
     run = unfinished(tmp_path / "run")
     assert main(["recipes", str(run)]) == 2
     assert capsys.readouterr().err == f"error: {run}: no trial has a finished epoch yet\n"
+
+
+def test_a_query_that_nothing_meets_tells_the_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trials", str(unfinished(tmp_path / "run")), "--query", "val_accuracy > 2"]) == 0
+    assert capsys.readouterr().out.startswith("no rows; columns: trial_id, status, ")
+
+
+def test_where_no_network_speaks_for_its_configuration_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its fresh seeds all diverged, so it was chosen by luck: the network of the search is not taken unasked."""
+    fresh = [
+        {"seed": s, "phase": "confirm", "status": "diverged", "val_accuracy": NAN, "checkpoint": None} for s in (5, 6)
+    ]
+    monkeypatch.setattr("explain.__main__.load_trials", lambda run: table({"seed": 0}, *fresh))
+    assert explain([str(tmp_path), "--images", "cat.png"]) == 2
+    told = f"error: {tmp_path}: no configuration has a network that speaks for it; with --trial one of t0\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_column_asked_for_twice_is_there_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

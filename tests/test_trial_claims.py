@@ -134,6 +134,23 @@ def test_trials_without_an_accuracy_give_no_data(status):
     assert decided(table(*rows, *seeds([0.5, 0.6])))["verdict"] == "no data"
 
 
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+def test_a_kind_with_a_seed_that_crashed_gives_no_data_with_the_reason(status):
+    rows = seeds([0.7, NAN], optimizer="adam")
+    rows[1] |= {"status": status, "epochs": 0}
+    trials = table(*rows, *seeds([0.5, 0.6]))
+    row = decided(trials)
+    why = "no configuration of the kind optimizer == 'adam' was trained to the end with all its seeds"
+    assert (row["verdict"], row["reason"]) == ("no data", f"{why}, and no epochs were given")
+    epochs = pd.DataFrame(
+        [{"trial_id": f"t{i}", "epoch": 9, "train_accuracy": 0.9, "val_accuracy": 0.5} for i in (0, 2, 3)]
+    )
+    why = why.replace("was trained to the end", "reached epoch 9")
+    assert decided(trials, epochs=epochs)["reason"] == why
+    row = decided(trials.assign(status=trials["status"].where(trials["val_accuracy"].isna(), "running")), epochs=epochs)
+    assert row["reason"].endswith(" was trained to the end with all its seeds")
+
+
 def test_a_measure_that_is_not_known_gives_no_data():
     trials = table(*seeds([0.8, 0.8], optimizer="adam"), *seeds([0.5, 0.5]))
     row = decided(trials, TrialComparison(HIGHER.of, "test_accuracy", HIGHER.than))
@@ -255,7 +272,7 @@ def test_under_early_stopping_trials_are_compared_at_the_last_epoch_that_all_rea
 def test_under_early_stopping_without_the_epochs_there_are_no_data():
     row = decided(stopped_early()[0])
     assert (row["verdict"], row["epoch"], row["n"]) == ("no data", None, None)
-    assert row["reason"] == "no configuration was trained to the end, and no epochs were given"
+    assert row["reason"].endswith(" was trained to the end with all its seeds, and no epochs were given")
 
 
 def test_a_seed_that_diverged_counts_at_a_common_epoch_too():
