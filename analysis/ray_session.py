@@ -47,10 +47,14 @@ def ray_session(address: str) -> Iterator[None]:
         options = {"include_dashboard": False}
         _make_token()
     handler = signal.getsignal(signal.SIGTERM)
+    # A terminal that closes tells all of its processes; Ray's, which inherit this, are to outlive ours.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ClusterError(f"Ray at {address!r} could not be reached or started: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
     try:

@@ -105,6 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what a command line asks for. Settings may stand anywhere in it, which argparse has no word for."""
+    parser = _parser()
+    args, more = parser.parse_known_args(argv)
+    if more and (args.command != "run" or not all("=" in word and word[0] != "-" for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.overrides += more
+    return args
+
+
 def _count(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number above 0")
@@ -173,6 +184,8 @@ def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
             print("interrupted before the study began; nothing was written", file=sys.stderr)
             return INTERRUPTED
         _print_summary(run)
+        if finished and load_trials(run)["val_accuracy"].isna().all():
+            raise UserError(f"{run}: no trial came to an accuracy, so there is nothing to report on")
         if finished:
             print(f"\nrun directory: {run}\n{_next(run)}", flush=True)
             return 0
@@ -278,7 +291,7 @@ def _check_cluster(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, 130 after an interruption."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     commands = {
         "run": _run,
         "resume": _resume,

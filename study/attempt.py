@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def run_attempt(
     interruption: Interruption,
     alone: bool,
     show: bool,
+    later: Callable[[Callable[[], None]], None] | None = None,
 ) -> str:
     """Run the trials that have not ended.
 
@@ -64,6 +65,7 @@ def run_attempt(
         interruption: says when to end before the end.
         alone: run one trial at a time, and only until one has ended.
         show: whether to print progress.
+        later: see :class:`study.disk.Checkpoints`.
 
     Returns:
         ``finished``; ``interrupted``; ``lost``, if trials were lost and should be begun again; ``searched``, if only
@@ -74,7 +76,7 @@ def run_attempt(
         ClusterError: if the nodes do not see the run directory.
         AttemptError: if Ray Tune gave up.
     """
-    budget = Checkpoints(run, storage, settings.keep_checkpoints)
+    budget = Checkpoints(run, storage, settings.keep_checkpoints, later)
     trials = load_trials(run)
     is_over = trials["status"].isin(ENDED)
     if is_over.all():  # what broke the last attempt off came after the last epoch

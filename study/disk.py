@@ -7,7 +7,7 @@ best few. Everything else in a run directory is small.
 import contextlib
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,16 +95,21 @@ class Checkpoints:
             configuration stand and fall together, for a few lucky ones would flatter it: configurations that ran to
             their end come before those that were stopped, and of these those that are more accurate on average. What
             was confirmed is kept beside them.
+        later: calls what it is given once the log, as it is then, lies beside the checkpoints; until then a removed
+            checkpoint would be missed by those who read the log there. By default that is at once.
     """
 
-    def __init__(self, run: Path, storage: RunPath, keep: int | None) -> None:
+    def __init__(
+        self, run: Path, storage: RunPath, keep: int | None, later: Callable[[Callable[[], None]], None] | None = None
+    ) -> None:
         self._keep = keep
+        self._later = later or (lambda act: act())
         self._storage, self._base = open_storage(storage)
         self._kept: dict[str, list[_Kept]] = {}  # by configuration
         self._gone: set[str] = set()  # configurations that were let go
         if is_uri(storage):  # workers write there, not into the copy
             list_checkpoints(run, str(storage))
-        needed = set()
+        needed, lacking = set(), set()
         checkpoints, faults, trials = load_checkpoints(run), load_faults(run), load_trials(run)
         self._confirmed = {configuration(row) for row in trials[trials["phase"] == "confirm"].to_dict("records")}
         for row in trials.to_dict("records"):
@@ -117,8 +122,8 @@ class Checkpoints:
                 needed.add(best)
                 self._add(configuration(row), row["status"], row["val_accuracy"], best)
             elif keep is not None and row["status"] in ENDED and pd.notna(row["best_epoch"]):
-                self._gone.add(configuration(row))
-        self._gone -= self._confirmed
+                lacking.add(configuration(row))
+        self._gone = lacking - self._confirmed - self._kept.keys()  # of what was too large, some seeds stay
         for attempt in self._folders("tune"):
             for trial in self._folders(attempt):
                 self._remove(trial, needed)
@@ -167,5 +172,8 @@ class Checkpoints:
 
     def remove(self, folder: str) -> None:
         """Remove a checkpoint, given by its path within the run."""
+        self._later(lambda: self._delete(folder))
+
+    def _delete(self, folder: str) -> None:
         with contextlib.suppress(OSError):  # it takes up room, but does no harm
             self._storage.delete_dir(f"{self._base}/{folder}")

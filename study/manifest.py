@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import explain
 import study
 import trainables
 from analysis.remote import source
@@ -20,7 +21,7 @@ from trainables.errors import UserError
 from trainables.settings import TrialSettings
 
 # What decides which trials there are, what each of them does, and which are stopped.
-_CODE = [(trainables, "*.py"), (study, "space.py"), (study, "asha.py")]
+_CODE = [(trainables, "*.py"), (study, "space.py"), (study, "asha.py"), (explain, "maps.py")]
 _PACKAGES = ("torch", "torchvision", "ray", "optuna", "numpy")
 
 

@@ -337,7 +337,8 @@ def _run_to_the_end(
                     "trials wait until the cluster gives one"
                 )
             local = 0 if is_uri(run) else size
-            return run_attempt(settings, folder, storage, images, resources, local, interruption, alone, show)
+            later = uploads[0].later if uploads else None
+            return run_attempt(settings, folder, storage, images, resources, local, interruption, alone, show, later)
 
     uploads: list[Uploads] = []
     with contextlib.ExitStack() as held:

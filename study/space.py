@@ -10,6 +10,8 @@ from study.settings import Range, SettingsError, StudySettings
 from trainables.settings import TrialSettings
 from trainables.setups import epochs_of_equal_compute
 
+_MAX_SHUFFLED = 1_000_000  # combinations; of more, trials are drawn one by one
+
 
 def fixed_settings(settings: StudySettings) -> dict[str, Any]:
     """Return the hyperparameters that are the same for all trials, among them ``max_epochs`` and the seed."""
@@ -28,13 +30,14 @@ def list_trials(settings: StudySettings) -> list[TrialSettings]:
     """
     rng = np.random.default_rng([settings.seed, 3])
     fixed = fixed_settings(settings)
-    if settings.space_size() is not None:
+    size = settings.space_size()
+    if size is not None and (settings.search == "grid" or size <= _MAX_SHUFFLED):
         # A finite space is shuffled whole, also for a random search: drawing without replacement.
         lists = {name: values for name, values in settings.space.items() if isinstance(values, list)}
         shape = tuple(map(len, lists.values()))
         chosen = [
             {name: values[place] for (name, values), place in zip(lists.items(), places, strict=True)}
-            for number in rng.permutation(math.prod(shape))[: settings.num_trials]
+            for number in rng.permutation(size)[: settings.num_trials]
             for places in [np.unravel_index(number, shape)]
         ]
         return _with_equal_compute(settings, [TrialSettings(**{**fixed, **trial}) for trial in chosen])

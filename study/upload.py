@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.remote import HEARTBEAT, RemoteError, TakenError, open_storage, upload
@@ -25,18 +27,29 @@ class Uploads:
     def __init__(self, run: Path, uri: str, interruption: Interruption) -> None:
         self._run, self._uri, self._interruption = run, uri, interruption
         self._sent: dict[str, int] = {}
+        self._later: deque[Callable[[], None]] = deque()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._send_on, daemon=True)
 
     def __enter__(self) -> None:
-        upload(self._run, self._uri, self._sent)
+        self._send()
         self._thread.start()
+
+    def later(self, act: Callable[[], None]) -> None:
+        """Do something, in another thread, once all that is in the copy now has been sent."""
+        self._later.append(act)
+
+    def _send(self) -> None:
+        waiting = len(self._later)
+        upload(self._run, self._uri, self._sent)
+        for _ in range(waiting):
+            self._later.popleft()()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
         try:
-            upload(self._run, self._uri, self._sent)
+            self._send()
             storage, base = open_storage(self._uri)
             storage.delete_file(f"{base}/{HEARTBEAT}")
         except (RemoteError, OSError) as error:
@@ -51,7 +64,7 @@ class Uploads:
         while not self._over.wait(pause):
             start = time.monotonic()
             try:
-                upload(self._run, self._uri, self._sent)
+                self._send()
             except TakenError:
                 self._interruption.asked = True
                 return

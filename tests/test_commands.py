@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+import study.__main__ as study_main
 from analysis import compare_recipes, decide, load_epochs, load_measures, load_trials, search_space_health
 from analysis.__main__ import KEY_COLUMNS, TABLES
 
@@ -217,6 +219,30 @@ def test_bad_input_ends_in_a_sentence(
     assert "Traceback" not in error
 
 
+def test_settings_may_stand_anywhere_in_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    args = study_main._parse(["run", "max_epochs=3", "--name", "x", "fixed.width=4", "--quiet", "fixed.lr=0.1"])
+    assert (args.name, args.overrides) == ("x", ["max_epochs=3", "fixed.width=4", "fixed.lr=0.1"])
+    for words in (["run", "--naem=x"], ["run", "a=1", "--quiet", "more"], ["status", "runs/x", "max_epochs=3"]):
+        with pytest.raises(SystemExit) as ended:
+            study_main._parse(words)
+        assert ended.value.code == 2
+        assert f"unrecognized arguments: {words[-1]}\n" in capsys.readouterr().err
+
+
+def test_a_study_all_of_whose_trials_failed_has_not_gone_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "tests/runs/demo", run)
+    failed = [{"event": "trial_failed", "trial_id": name, "error": "no"} for name in load_trials(run)["trial_id"]]
+    (run / "events.jsonl").write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in failed))
+    monkeypatch.setattr(study_main, "resume_study", lambda *ignored, **options: True)
+    assert study_main.main(["resume", str(run)]) == 2
+    shown = capsys.readouterr()
+    assert "8 trials: 8 failed" in shown.out
+    assert shown.err == f"error: {run}: no trial came to an accuracy, so there is nothing to report on\n"
+
+
 @pytest.mark.parametrize("package", ["study", "analysis", "explain"])
 def test_help_is_there(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -305,9 +331,13 @@ def test_a_run_is_exported_for_optuna_dashboard(
 
 # SIGTERM takes the same way, in tests/test_faults.py.
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: str) -> None:
-    run = workplace / "runs/stopped"
-    command = [sys.executable, "-m", "study", "run", "--name", "stopped", *SMALL, "max_epochs=4", "train_size=600"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_it_cleanly_and_resume_goes_on(
+    workplace: Path, ray_directory: str, number: signal.Signals
+) -> None:
+    """The terminal tells all of its processes, also Ray's."""
+    run = workplace / f"runs/stopped-{number}"
+    command = [sys.executable, "-m", "study", "run", "--name", run.name, *SMALL, "max_epochs=4", "train_size=600"]
     process = subprocess.Popen(
         command,
         cwd=workplace,
@@ -315,21 +345,22 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(workplace: Path, ray_directory: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit it ignored
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # tests in the background inherit it ignored
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and '"event": "epoch"' not in _log(run):
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on: python -m study resume runs/stopped" in output
+    assert f"go on: python -m study resume runs/{run.name}" in output
     assert "Traceback" not in output
     before = load_trials(run)
     assert len(before) == 4
     assert set(before["status"]) & {"pending"}
     assert before["epochs"].sum() >= 1
-    resumed = _command(ray_directory, workplace, "study", "resume", "runs/stopped")
+    resumed = _command(ray_directory, workplace, "study", "resume", f"runs/{run.name}")
     assert resumed.returncode == 0, resumed.stderr
     after = load_trials(run)
     assert set(after["status"]) <= {"completed", "stopped", "diverged"}

@@ -339,6 +339,9 @@ def test_folder_takes_nested_pictures_of_every_suffix_and_nothing_else(tmp_path)
     Image.fromarray(solid(99)).save(tmp_path / "train/cat/deep/er/x.BMP")
     (tmp_path / "train/cat/notes.txt").write_text("not a picture")
     (tmp_path / "train/README").write_text("not a class")
+    for hidden in (".thumbnails/0.png", "deep/.cache/er/0.png", ".0.png"):
+        (tmp_path / "train/cat" / hidden).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(solid(98)).save(tmp_path / "train/cat" / hidden)
     data = load_data("folder", "train", tmp_path)
     assert data.class_names == ("cat", "dog")
     assert data.images[:, 0, 0, 0].tolist() == [0, 1, 2, 99, 3, 4, 5]

@@ -345,6 +345,19 @@ def test_of_more_seeds_than_may_be_kept_the_first_stay(run):
     assert run.left() == {"s0": [1], "s1": [1]}
 
 
+def test_of_more_seeds_than_may_be_kept_those_that_stayed_stay_whatever_their_order_is(run):
+    """The first of the manifest ended last, as it does when it lost its worker."""
+    for seed in range(4):
+        run.trial(f"s{seed}", COMPLETED, [(1, 0.5)], seed=seed)
+    shutil.rmtree(run.folder("s0", 1))
+    shutil.rmtree(run.folder("s1", 1))
+    Checkpoints(run.path, run.path, 2)
+    assert run.left() == {"s2": [1], "s3": [1]}
+    run.checkpoint("s4", 1)
+    Checkpoints(run.path, run.path, 2).trial_ended("s4", of(seed=4), COMPLETED, 0.9, run.within("s4", 1))
+    assert run.left() == {"s2": [1], "s3": [1]}
+
+
 # ---- Storage elsewhere: the run directory is the copy of a run at a URI
 
 
@@ -359,6 +372,17 @@ def test_of_a_run_at_a_uri_the_checkpoints_there_are_let_go(ended, tmp_path):
     (there / ended.within("new", 2, attempt=2)).mkdir(parents=True)
     budget.trial_ended("new", of(lr=0.6), COMPLETED, 0.65, ended.within("new", 2, attempt=2))
     assert ended.left(there) == {"best": [1], "good": [2], "new": [2]}
+
+
+def test_checkpoints_are_let_go_when_the_log_that_names_their_successors_is_there(ended):
+    waiting, before = [], ended.left()
+    budget = Checkpoints(ended.path, ended.path, 1, waiting.append)
+    ended.checkpoint("new", 1, attempt=2)
+    budget.trial_ended("new", of(lr=0.6), COMPLETED, 0.1, ended.within("new", 1, attempt=2))
+    assert ended.left() == before | {"new": [1]}
+    for act in waiting:
+        act()
+    assert ended.left() == {"best": [1]}
 
 
 def test_of_a_run_at_a_uri_what_the_attempt_before_wrote_is_kept(ended, tmp_path):

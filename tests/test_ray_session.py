@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -17,10 +18,11 @@ import ray
 from analysis.ray_session import ClusterError, _make_token, compute_on_cluster, ray_session
 
 SESSION = """
-import json, os, stat, sys
+import json, os, signal, stat, sys
 from pathlib import Path
 from analysis.ray_session import ray_session
 import ray
+signal.signal(signal.SIGHUP, lambda *ignored: print("told", flush=True))
 with ray_session("local"):
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     print(json.dumps({
@@ -54,10 +56,11 @@ def run(code: str, *words: str, environment: dict[str, str]) -> subprocess.Popen
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     own |= {"PYTHONPATH": str(Path(__file__).parent.parent), **environment}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", code, *words], env=own, stdin=pipe, stdout=pipe, text=True)
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.Popen(command, env=own, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
 
-def test_nobody_without_the_token_comes_in(directory: Path) -> None:
+def test_nobody_without_the_token_comes_in_and_ray_outlives_the_terminal(directory: Path) -> None:
     home = {"HOME": str(directory / "home"), "RAY_TMPDIR": str(directory / "r")}
     session = run(SESSION, environment=home)
     assert session.stdout
@@ -67,6 +70,8 @@ def test_nobody_without_the_token_comes_in(directory: Path) -> None:
     assert ".ray" not in said["home"]  # which may not even be writable
     assert said["usage"] == "0"
     assert not said["dashboard"]
+    os.killpg(session.pid, signal.SIGHUP)  # as a terminal does that closes
+    assert session.stdout.readline() == "told\n"
     other = directory / "other"
     other.mkdir()
     for token, comes_in in (("0" * 64, False), (said["token"], True)):

@@ -136,6 +136,20 @@ def test_settings_with_a_setup_are_read_again_as_they_were_written():
         assert TrialSettings(**settings.model_dump()) == settings
 
 
+# ---- Spaces
+
+
+def test_a_random_search_need_not_list_a_space_that_is_large():
+    values = {name: list(range(1, 11)) for name in ("width", "cutout")} | {"lr": [2.0**-i for i in range(10)]}
+    values |= {name: [i / 20 for i in range(10)] for name in ("dropout", "label_smoothing", "weight_decay")}
+    values |= {"warmup_epochs": [i / 10 for i in range(10)], "seed": list(range(1000))}
+    settings = StudySettings(dataset="shapes100", space=values, search="random", num_trials=20)
+    assert settings.space_size() == 10**10
+    trials = list_trials(settings)
+    assert len({trial.key() for trial in trials}) == 20
+    assert trials == list_trials(settings)
+
+
 # ---- Presets and overrides
 
 

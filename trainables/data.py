@@ -273,9 +273,8 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        members = sorted(
-            f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
-        )
+        files_there = (f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        members = sorted(f for f in files_there if not _is_hidden(f.relative_to(root / name)))
         if not members:
             raise DataError(f"{root / name}: holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
         files += members
@@ -292,6 +291,11 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
     except DataError as error:
         raise DataError(f"{error}; replace or remove the file") from error
     return ImageData(images, all_labels[chosen], names)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder that it is in, has a hidden name: thumbnails and copies of pictures lie there."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _class_folders(directory: Path) -> tuple[str, ...]:
