@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pyarrow import ArrowInvalid, fs
 
@@ -43,8 +43,8 @@ def is_uri(run: RunPath) -> bool:
 
 def run_path(text: str) -> RunPath:
     """Return a run as given on a command line: a URI as text, anything else, and one of a file, as a path."""
-    if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
+    if text.startswith("file:///"):
+        return Path(unquote(text.removeprefix("file://")))
     return text.rstrip("/") if is_uri(text) else Path(text)
 
 

@@ -266,8 +266,9 @@ def _headline(
 def _shows_more(behind: pd.Series, points: float) -> str:
     """Say why a recipe stands behind one that it seems to beat: what was confirmed, or trained to the end, does not."""
     seeds, asked = behind["num_seeds"], behind["num_seeds_asked"]
+    over = f" over {seeds} of its {asked} seeds" if seeds < asked else ""
     lacks = "trained to the end with all its seeds" if behind["censored"] else "confirmed"
-    return f"shows {points:.1f} points more, but was not {lacks}" + (f" ({seeds} of {asked})" if seeds < asked else "")
+    return f"shows {points:.1f} points more{over}, but was not {lacks}"
 
 
 def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Explanation], trials: pd.DataFrame) -> str:

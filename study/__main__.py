@@ -185,7 +185,8 @@ def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
             return INTERRUPTED
         _print_summary(run)
         if finished and load_trials(run)["val_accuracy"].isna().all():
-            raise UserError(f"{run}: no trial came to an accuracy, so there is nothing to report on")
+            again = f"; python -m study resume {run} tries what was lost again" if lost_trials(run) else ""
+            raise UserError(f"{run}: no trial came to an accuracy, so there is nothing to report on{again}")
         if finished:
             print(f"\nrun directory: {run}\n{_next(run)}", flush=True)
             return 0

@@ -123,7 +123,12 @@ class Checkpoints:
                 self._add(configuration(row), row["status"], row["val_accuracy"], best)
             elif keep is not None and row["status"] in ENDED and pd.notna(row["best_epoch"]):
                 lacking.add(configuration(row))
-        self._gone = lacking - self._confirmed - self._kept.keys()  # of what was too large, some seeds stay
+        self._gone = lacking - self._confirmed
+        for name in self._gone & self._kept.keys():
+            if len(self._kept[name]) >= (keep or 0):  # too large for all of its seeds, of which these stayed
+                self._gone.remove(name)
+            else:  # what is left does not speak for it, and displaces nobody
+                del self._kept[name]
         for attempt in self._folders("tune"):
             for trial in self._folders(attempt):
                 self._remove(trial, needed)

@@ -42,14 +42,18 @@ class Uploads:
     def _send(self) -> None:
         waiting = len(self._later)
         upload(self._run, self._uri, self._sent)
-        for _ in range(waiting):
+        until = time.monotonic() + _EVERY_SECONDS
+        while waiting and time.monotonic() < until:  # the next sign of life must not wait for all of it
             self._later.popleft()()
+            waiting -= 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
         try:
             self._send()
+            while self._later:
+                self._send()
             storage, base = open_storage(self._uri)
             storage.delete_file(f"{base}/{HEARTBEAT}")
         except (RemoteError, OSError) as error:

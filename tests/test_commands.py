@@ -229,18 +229,21 @@ def test_settings_may_stand_anywhere_in_a_command_line(capsys: pytest.CaptureFix
         assert f"unrecognized arguments: {words[-1]}\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("lost", [False, True])
 def test_a_study_all_of_whose_trials_failed_has_not_gone_well(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(ROOT / "tests/runs/demo", run)
-    failed = [{"event": "trial_failed", "trial_id": name, "error": "no"} for name in load_trials(run)["trial_id"]]
+    told = [{"event": "trial_lost", "error": "no"}] * lost + [{"event": "trial_failed", "error": "no", "lost": lost}]
+    failed = [event | {"trial_id": name} for name in load_trials(run)["trial_id"] for event in told]
     (run / "events.jsonl").write_text("".join(json.dumps({"time": 1.0, **line}) + "\n" for line in failed))
     monkeypatch.setattr(study_main, "resume_study", lambda *ignored, **options: True)
     assert study_main.main(["resume", str(run)]) == 2
     shown = capsys.readouterr()
     assert "8 trials: 8 failed" in shown.out
-    assert shown.err == f"error: {run}: no trial came to an accuracy, so there is nothing to report on\n"
+    again = f"; python -m study resume {run} tries what was lost again" if lost else ""
+    assert shown.err == f"error: {run}: no trial came to an accuracy, so there is nothing to report on{again}\n"
 
 
 @pytest.mark.parametrize("package", ["study", "analysis", "explain"])

@@ -358,6 +358,24 @@ def test_of_more_seeds_than_may_be_kept_those_that_stayed_stay_whatever_their_or
     assert run.left() == {"s2": [1], "s3": [1]}
 
 
+def test_a_seed_whose_configuration_was_let_go_displaces_nobody(run):
+    """It is still there: the driver was killed before it was removed, or its removal waits for the log."""
+    for trial_id, lr, seed, accuracy in (
+        ("a0", 0.1, 0, 0.1),
+        ("a1", 0.1, 1, 0.9),
+        ("b", 0.2, 0, 0.8),
+        ("d", 0.3, 0, 0.7),
+    ):
+        run.trial(trial_id, COMPLETED, [(1, accuracy)], lr=lr, seed=seed)
+    shutil.rmtree(run.folder("a0", 1))
+    budget = Checkpoints(run.path, run.path, 2)
+    run.checkpoint("a2", 1)
+    budget.trial_ended("a2", of(lr=0.1, seed=2), COMPLETED, 0.9, run.within("a2", 1))
+    assert run.left() == {"a1": [1], "b": [1], "d": [1]}
+    Checkpoints(run.path, run.path, 3)
+    assert run.left() == {"a1": [1], "b": [1], "d": [1]}
+
+
 # ---- Storage elsewhere: the run directory is the copy of a run at a URI
 
 

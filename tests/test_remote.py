@@ -218,26 +218,34 @@ def test_a_study_that_went_on_elsewhere_ends_here_and_sends_nothing_more(
 
 
 def test_what_waits_for_the_log_is_done_when_storage_has_it(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little at a time, so that signs of life do not wait for it; and all of it at the end."""
     copy, seen = local_run(run), []
     mine, before = (copy / "events.jsonl").read_text(), sent()
-    uploads = Uploads(copy, run, Interruption())
-    with uploads:
-        away = pytest.MonkeyPatch()
-        away.setattr("study.upload.upload", lambda *ignored: (_ for _ in ()).throw(RemoteError("away")))
-        with (copy / "events.jsonl").open("a") as log:
-            log.write('{"time": 1.0, "event": "attempt_started", "attempt": 9}\n')
-        uploads.later(lambda: seen.append(sent()))
-        with pytest.raises(RemoteError):
+
+    def is_away(*ignored: object) -> None:
+        raise RemoteError("away")
+
+    try:
+        uploads = Uploads(copy, run, Interruption())
+        with uploads:
+            monkeypatch.setattr("study.upload._EVERY_SECONDS", 0.1)
+            with (copy / "events.jsonl").open("a") as log:
+                log.write('{"time": 1.0, "event": "attempt_started", "attempt": 9}\n')
+            for _ in range(3):
+                uploads.later(lambda: (time.sleep(0.11), seen.append(sent())))
+            with monkeypatch.context() as storage_is_away:
+                storage_is_away.setattr("study.upload.upload", is_away)
+                with pytest.raises(RemoteError):
+                    uploads._send()
+            assert (seen, sent()) == ([], before)
             uploads._send()
-        assert (seen, sent()) == ([], before)
-        away.undo()
-        uploads._send()
-        uploads._send()
-    assert seen == [(copy / "events.jsonl").read_text()] != [before]
-    (copy / "events.jsonl").write_text(mine)
-    storage, base = open_storage(run)
-    with storage.open_output_stream(f"{base}/events.jsonl") as stream:
-        stream.write(before.encode())
+            assert len(seen) == 1
+        assert seen == [(copy / "events.jsonl").read_text()] * 3 != [before] * 3
+    finally:
+        (copy / "events.jsonl").write_text(mine)
+        storage, base = open_storage(run)
+        with storage.open_output_stream(f"{base}/events.jsonl") as stream:
+            stream.write(before.encode())
 
 
 def test_of_two_that_claim_a_run_at_once_one_gets_it(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +348,9 @@ def test_paths_stay_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert run_path("runs/x") == Path("runs/x")
     assert run_path("s3://bucket/x/") == "s3://bucket/x"
-    assert run_path("file:///my%20runs/x") == Path("/my runs/x")
+    assert run_path("file:///my%20runs/x#1") == Path("/my runs/x#1")
+    with pytest.raises(RemoteError, match="file://runs/x: not a path, nor a URI that can be used"):
+        open_storage(run_path("file://runs/x"))
     assert local_run("runs/x") == Path("runs/x")
     assert source(Path("runs/x")) == "runs/x"
     assert copy_of("s3://bucket/x").parent == tmp_path / "recipe-studies"

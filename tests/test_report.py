@@ -320,15 +320,15 @@ def test_the_winner_is_explained_first_whoever_has_the_best_trials() -> None:
         ),
         (
             [("adam", 0, 0.875, "search"), ("adam", 1, 0.25, "search"), ("sgd", 0, 0.625, "search")],
-            "The next recipe, adam, shows 25.0 points more, but was not trained to the end with all its seeds "
-            "(1 of 2); no verdict, for not all of their trials were trained to the end.",
+            "The next recipe, adam, shows 25.0 points more over 1 of its 2 seeds, but was not trained to the end with "
+            "all its seeds; no verdict, for not all of their trials were trained to the end.",
             "One seed. ",
         ),
         (
             [("adam", 0, 0.625, "search"), ("sgd", 0, 0.5625, "search"), ("muon", 0, 0.875, "search"),
              ("muon", 1, 0.25, "search")],
             "6.2 points of validation accuracy ahead of the next recipe, sgd. Further behind, muon shows 25.0 points "
-            "more, but was not trained to the end with all its seeds (1 of 2).",
+            "more over 1 of its 2 seeds, but was not trained to the end with all its seeds.",
             "One seed. ",
         ),
         (
