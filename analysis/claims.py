@@ -235,7 +235,8 @@ def _compare_maps(comparison: MapComparison, values: pd.DataFrame) -> dict[str, 
     of_measure = values[values.index.get_level_values("measure") == comparison.measure]
     known = of_measure[np.isfinite(of_measure[maps]).all(axis=1)] if set(maps) <= set(values) else of_measure.head(0)
     if known.empty:
-        return {"reason": f"{comparison.measure} of {' and '.join(maps)} was not measured, or is not kept here"}
+        of = "" if of_measure.empty else f" of {' and '.join(maps)}"
+        return {"reason": f"{comparison.measure}{of} was not measured, or is not kept here"}
     compared = known[maps] if comparison.below is None else (known[maps] < comparison.below) * 1.0
     theirs: Any = compared[comparison.than] if isinstance(comparison.than, str) else comparison.than
     differences: pd.Series = compared[comparison.of] - theirs

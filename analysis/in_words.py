@@ -190,5 +190,6 @@ def _in_words(row: pd.Series) -> str:
 
 
 def _difference_in_words(numbers: Sequence[float], digits: int) -> str:
-    difference, low, high = (f"{number:+.{digits}f}".replace("-", "−") for number in numbers)
+    # Zero has no minus, whatever it was rounded from.
+    difference, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}".replace("-", "−") for number in numbers)
     return f"{difference} ({low} to {high})" if math.isfinite(numbers[1]) else f"{difference} (one seed)"

@@ -14,6 +14,7 @@ from analysis.claims import (
     MapComparison,
     decide,
 )
+from analysis.in_words import _difference_in_words
 from analysis.intervals import bootstrap_interval
 
 NAN = float("nan")
@@ -217,7 +218,12 @@ def test_what_was_not_measured_is_said():
     ]
     assert found["reason"].isna().to_list() == [False, False, True, True]
     assert found["n"].isna().to_list() == [True, True, False, False]
-    assert found["reason"][0] == "on_object of ours and theirs was not measured, or is not kept here"
+    assert found["reason"][0] == "on_object was not measured, or is not kept here"
+
+
+def test_zero_has_no_minus():
+    assert _difference_in_words([-0.01, -0.04, 0.06], 1) == "+0.0 (+0.0 to +0.1)"
+    assert _difference_in_words([-0.06, NAN, NAN], 1) == "−0.1 (one seed)"
 
 
 @pytest.mark.parametrize("absent", [MapComparison("ours", "merit", "absent"), MapComparison("absent", "merit", "ours")])
