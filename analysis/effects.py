@@ -81,7 +81,7 @@ def isolation(trials: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
             continue
         others = [other for other in (*names, "seed") if other != name]
         # A pivot_table would have a row for each combination of values that others were drawn at.
-        cells = then.groupby([*others, name], observed=True, dropna=False)["val_accuracy"].mean()
+        cells = then.groupby([*others, name], observed=True)["val_accuracy"].mean()
         table = cells.unstack(name)  # noqa: PD010
         blocks = table.dropna()
         above = blocks.sub(blocks.mean(axis=1), axis=0)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from analysis.compare import best_configuration, compare_recipes, confirmed, drawn, varied_hyperparameters
 from analysis.intervals import Z95, paired_over_seeds, student_t95
+from analysis.tables import signed
 from analysis.trials import ENDED
 from trainables.settings import TrialSettings
 
@@ -103,7 +104,7 @@ def _chance(trials: pd.DataFrame, num_val_images: int) -> list[dict[str, str]]:
             return [*rows, {"warning": "chance", "text": text}]
         if low > 0 or high < 0:
             continue
-        numbers = f"{100 * difference:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
+        numbers = f"{signed(100 * difference)} points, {signed(100 * low)} to {signed(100 * high)}"
         needed = seeds_to_tell(difference, (high - low) / 2 / student_t95(n - 1), n)
         text = f"{names[0]} and {name} cannot be told apart with {n} seeds ({numbers}); if that is the difference, it "
         rows.append({"warning": "chance", "text": f"{text}would take about {needed:,}."})

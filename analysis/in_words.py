@@ -11,7 +11,7 @@ from analysis.explanations import Explanation
 from analysis.intervals import bootstrap_interval
 from analysis.measures import OWN
 from analysis.predictions import class_accuracy, confused_pairs
-from analysis.tables import interval, percent
+from analysis.tables import interval, percent, signed
 from trainables.data import ImageData
 
 MAP_TITLES = {
@@ -174,7 +174,7 @@ def _in_words(row: pd.Series) -> str:
         against = f"{row['of']} against {row['than']}"
         if row["measure"] not in SHARES:
             return f"{row['measure']}{at}, {against}: {_difference_in_words(numbers, 2)}"
-        least = f" (more than {100 * row['by']:+.0f} is asked)".replace("-", "−") if row["by"] else ""
+        least = f" (more than {signed(100 * row['by'], 0)} is asked)" if row["by"] else ""
         points = _difference_in_words([100 * value for value in numbers], 1)
         return f"{SHARES[row['measure']]}{at}, {against}: {points} points{least}"
 
@@ -190,6 +190,5 @@ def _in_words(row: pd.Series) -> str:
 
 
 def _difference_in_words(numbers: Sequence[float], digits: int) -> str:
-    # Zero has no minus, whatever it was rounded from.
-    difference, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}".replace("-", "−") for number in numbers)
+    difference, low, high = (signed(number, digits) for number in numbers)
     return f"{difference} ({low} to {high})" if math.isfinite(numbers[1]) else f"{difference} (one seed)"

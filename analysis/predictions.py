@@ -56,8 +56,8 @@ def _kinds(
     class_names: Sequence[str], superclass_names: Sequence[str], superclasses: Sequence[int]
 ) -> tuple[pd.CategoricalDtype, pd.CategoricalDtype, np.ndarray]:
     """Return the categories of classes and of superclasses, and each class's superclass."""
-    names = (pd.CategoricalDtype([str(name) for name in kind]) for kind in (class_names, superclass_names))
-    return *names, np.asarray(superclasses, dtype=np.int64)  # type: ignore[return-value]
+    classes, kinds = (pd.CategoricalDtype([str(name) for name in names]) for names in (class_names, superclass_names))
+    return classes, kinds, np.asarray(superclasses, dtype=np.int64)
 
 
 def _table(

@@ -35,7 +35,7 @@ from analysis.pictures import Picture, make_image_pictures, make_pictures
 from analysis.predictions import predictions_of
 from analysis.remote import RunPath, is_uri, local_run, source
 from analysis.study_file import RunError, check_inside, read_study
-from analysis.tables import interval, percent
+from analysis.tables import interval, percent, signed
 from analysis.trials import (
     HYPERPARAMETERS,
     check_comparable,
@@ -264,7 +264,7 @@ def _headline(
 
 
 def _shows_more(behind: pd.Series, points: float) -> str:
-    """Say why a recipe stands behind one that it seems to beat: what was confirmed, or trained to the end, does not."""
+    """Say by how much a recipe seems better than the one it stands behind, and what it lacks to stand before it."""
     seeds, asked = behind["num_seeds"], behind["num_seeds_asked"]
     over = f" over {seeds} of its {asked} seeds" if seeds < asked else ""
     lacks = "trained to the end with all its seeds" if behind["censored"] else "confirmed"
@@ -296,8 +296,8 @@ def _difference(first: pd.Series, second: pd.Series, explanations: Sequence[Expl
         verdict = f"here the next recipe is better, beyond chance {chance}"
     else:
         verdict = "too close to call"
-    numbers = f"{100 * mean:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
-    return f"; {what} {numbers}: {verdict}"
+    difference, least, greatest = (signed(100 * value) for value in (mean, low, high))
+    return f"; {what} {difference} points (95 % interval {least} to {greatest}): {verdict}"
 
 
 def _map_columns(recipes: pd.DataFrame) -> dict[str, str]:
@@ -328,7 +328,7 @@ def _recipe_rows(recipes: pd.DataFrame) -> list[dict[str, Any]]:
                 else f"{row['num_seeds']} of {row['num_seeds_asked']}",
                 "minutes": "–" if pd.isna(row["train_seconds"]) else f"{row['train_seconds'] / 60:.1f}",
                 "maps": [_share(row, name) for name in _map_columns(recipes)],
-                "gap": "–" if pd.isna(gap) else f"{100 * gap:+.1f}".replace("-", "−"),
+                "gap": "–" if pd.isna(gap) else signed(100 * gap),
             }
         )
     return rows

@@ -21,8 +21,8 @@ def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
     Texts longer than ``max_width`` characters are cut, unless there is but one column.
     """
 
-    def show(value: object) -> str:
-        if pd.isna(value):  # type: ignore[call-overload]
+    def show(value: Any) -> str:
+        if pd.isna(value):
             return ""
         if isinstance(value, float):
             if 1000 <= abs(value) < 1e9:
@@ -48,6 +48,11 @@ def as_text(table: pd.DataFrame, max_width: int = 60) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """Return a share as people read it, or a dash where it is not known."""
     return "–" if pd.isna(value) else f"{100 * value:.{digits}f} %"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Return a number with its sign, as people read it; what rounds to zero has a plus."""
+    return f"{value:+z.{digits}f}".replace("-", "−")
 
 
 def interval(value: float, low: float, high: float) -> str:

@@ -325,7 +325,7 @@ def accuracy(data_dir: Path, device: str, seeds: int, names: list[str], file: Pa
     Those of this machine and its versions that are already in the file are not run again; those of another give way.
     """
     have = json.loads(file.read_text()).get("accuracy", {}) if file.exists() else {}
-    rows: Rows = have["rows"] if {name: have.get(name) for name in ("machine", "versions")} == where() else []
+    rows: Rows = have["rows"] if have == have | where() else []
     for name in names:
         for seed in range(seeds):
             if not any(_is_of(row, name, seed) for row in rows):

@@ -32,7 +32,8 @@ def scale(heat: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def heatmap(heat: NDArray[np.floating], size: int = 128) -> Picture:
     """Return a map (H, W) as colours, uint8 (size, size, 3), dark to bright."""
-    colours = colormaps["inferno"](_resize(scale(heat), size))[..., :3]
+    resized = Image.fromarray(scale(heat).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    colours = colormaps["inferno"](np.asarray(resized, dtype=np.float64))[..., :3]
     return np.asarray((colours * 255).round(), dtype=np.uint8)
 
 
@@ -44,11 +45,6 @@ def overlay(image: Picture, heat: NDArray[np.floating], size: int = 128) -> Pict
     grey = Image.fromarray(image).convert("L").resize((size, size), Image.Resampling.BICUBIC)
     blended = (np.asarray(grey, dtype=np.float64)[..., None] + heatmap(heat, size)) / 2
     return np.asarray(blended.round(), dtype=np.uint8)
-
-
-def _resize(heat: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    resized = Image.fromarray(heat.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.clip(np.asarray(resized, dtype=np.float64), 0.0, 1.0)
 
 
 @contextlib.contextmanager

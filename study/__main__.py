@@ -109,10 +109,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return what a command line asks for. Settings may stand anywhere in it, which argparse has no word for."""
     parser = _parser()
     args, more = parser.parse_known_args(argv)
-    if more and (args.command != "run" or not all("=" in word and word[0] != "-" for word in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:
+    if args.command == "run" and all("=" in word and word[0] != "-" for word in more):
         args.overrides += more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     return args
 
 
@@ -184,10 +184,10 @@ def _attempt(run: RunPath, go: Callable[[], bool]) -> int:
             print("interrupted before the study began; nothing was written", file=sys.stderr)
             return INTERRUPTED
         _print_summary(run)
-        if finished and load_trials(run)["val_accuracy"].isna().all():
-            again = f"; python -m study resume {run} tries what was lost again" if lost_trials(run) else ""
-            raise UserError(f"{run}: no trial came to an accuracy, so there is nothing to report on{again}")
         if finished:
+            if load_trials(run)["val_accuracy"].isna().all():
+                again = f"; python -m study resume {run} tries what was lost again" if lost_trials(run) else ""
+                raise UserError(f"{run}: no trial came to an accuracy, so there is nothing to report on{again}")
             print(f"\nrun directory: {run}\n{_next(run)}", flush=True)
             return 0
         print(f"\ninterrupted; every finished epoch is in {run}\ngo on: python -m study resume {run}", flush=True)

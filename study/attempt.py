@@ -51,7 +51,7 @@ def run_attempt(
     interruption: Interruption,
     alone: bool,
     show: bool,
-    later: Callable[[Callable[[], None]], None] | None = None,
+    later: Callable[[Callable[[], None]], None],
 ) -> str:
     """Run the trials that have not ended.
 

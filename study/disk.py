@@ -85,6 +85,11 @@ def _rank(seeds: list[_Kept]) -> tuple[bool, float]:
     return bool(completed), statistics.mean(completed or [seed.val_accuracy for seed in seeds])
 
 
+def immediately(act: Callable[[], None]) -> None:
+    """Do something now, and not later."""
+    act()
+
+
 class Checkpoints:
     """Lets the checkpoints go that will not be used again.
 
@@ -100,10 +105,9 @@ class Checkpoints:
     """
 
     def __init__(
-        self, run: Path, storage: RunPath, keep: int | None, later: Callable[[Callable[[], None]], None] | None = None
+        self, run: Path, storage: RunPath, keep: int | None, later: Callable[[Callable[[], None]], None] = immediately
     ) -> None:
-        self._keep = keep
-        self._later = later or (lambda act: act())
+        self._keep, self._later = keep, later
         self._storage, self._base = open_storage(storage)
         self._kept: dict[str, list[_Kept]] = {}  # by configuration
         self._gone: set[str] = set()  # configurations that were let go

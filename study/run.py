@@ -23,7 +23,7 @@ from analysis.run_log import open_attempt
 from analysis.study_file import read_study
 from analysis.trials import ENDED, load_trials, settings_of
 from study.attempt import run_attempt
-from study.disk import DiskFullError, checkpoint_bytes, free_bytes, needed_bytes, size_text
+from study.disk import DiskFullError, checkpoint_bytes, free_bytes, immediately, needed_bytes, size_text
 from study.events import EventLog
 from study.manifest import (
     Manifest,
@@ -337,7 +337,7 @@ def _run_to_the_end(
                     "trials wait until the cluster gives one"
                 )
             local = 0 if is_uri(run) else size
-            later = uploads[0].later if uploads else None
+            later = uploads[0].later if uploads else immediately
             return run_attempt(settings, folder, storage, images, resources, local, interruption, alone, show, later)
 
     uploads: list[Uploads] = []

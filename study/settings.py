@@ -136,7 +136,7 @@ class StudySettings(BaseModel):
         for combination in itertools.product(*options):
             try:
                 chosen = dict(zip(entangled, combination, strict=True))
-                TrialSettings(**{**self.fixed, **chosen, "max_epochs": self.max_epochs})  # type: ignore[arg-type]
+                TrialSettings.model_validate({**self.fixed, **chosen, "max_epochs": self.max_epochs})
             except ValidationError as error:
                 where = "space and fixed" if chosen else "fixed"
                 raise ValueError(f"{where}: {_reason(error.errors()[0])}") from error
@@ -179,7 +179,7 @@ def _as_text(value: Any) -> Any:
 
 def _check_value(where: str, name: str, value: Value, max_epochs: int) -> None:
     try:
-        TrialSettings(**{"max_epochs": max_epochs, name: value})  # type: ignore[arg-type]
+        TrialSettings.model_validate({"max_epochs": max_epochs, name: value})
     except ValidationError as error:
         raise ValueError(f"{where}: {_reason(error.errors()[0])}") from error
 

@@ -273,8 +273,8 @@ def _load_folder(directory: Path, split: SplitName, seed: int) -> ImageData:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        files_there = (f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-        members = sorted(f for f in files_there if not _is_hidden(f.relative_to(root / name)))
+        there = (f for f in (root / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        members = sorted(f for f in there if not _is_hidden(f.relative_to(root / name)))
         if not members:
             raise DataError(f"{root / name}: holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
         files += members
@@ -299,7 +299,8 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _class_folders(directory: Path) -> tuple[str, ...]:
-    names = tuple(sorted(folder.name for folder in directory.iterdir() if folder.is_dir() and folder.name[0] != "."))
+    there = [folder.relative_to(directory) for folder in directory.iterdir() if folder.is_dir()]
+    names = tuple(sorted(folder.name for folder in there if not _is_hidden(folder)))
     if not names:
         raise DataError(f"{directory}: holds no class folders; put each class's pictures into a folder of its own")
     return names
